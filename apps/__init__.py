@@ -1,0 +1,1 @@
+"""The applications; each is a scientific question with its study, its figures and its verbs."""

@@ -1,0 +1,225 @@
+"""PPO on the fishery: settings, training that resumes, and the trained policy."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from stable_baselines3.common.callbacks import BaseCallback
+
+from apps.fishery.scenario import Scenario
+from core.rl import PPO, KLPenaltyPPO, LearnedPolicy, ResumeCallback, TrainingDiverged
+from core.simulation import SB3VecEnv
+from core.study import Config, Context, Product
+from core.study.seeds import stream
+from simulators.fishery import YEARS, Fishery
+
+CHECKPOINT_SECONDS = 20.0
+"""What a killed training loses at most."""
+
+
+class PPOSettings(Config):
+    """Settings of PPO; the defaults are a recipe that takes half a minute of one CPU core."""
+
+    algorithm: Literal["ppo", "kl_penalty"] = "ppo"
+    """PPO as in Stable-Baselines3, or with RLlib's adaptive KL penalty and clipped value loss (the paper's)."""
+    timesteps: int = Field(default=655_360, ge=1)
+    """Environment steps in all."""
+    n_envs: int = Field(default=128, ge=1)
+    """Copies of the world."""
+    n_steps: int = Field(default=64, ge=2)
+    """Steps of each copy between updates."""
+    batch_size: int = Field(default=2048, ge=2)
+    """Size of a minibatch."""
+    n_epochs: int = Field(default=8, ge=1)
+    """Passes over the data of an update."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Step size of Adam."""
+    gamma: float = Field(default=0.99, gt=0, le=1)
+    """Discount factor."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """Trade-off of generalised advantage estimation."""
+    clip_range: float = Field(default=0.2, gt=0)
+    """Clip of the probability ratio."""
+    ent_coef: float = Field(default=0.0, ge=0)
+    """Weight of the entropy."""
+    vf_coef: float = Field(default=0.5, ge=0)
+    """Weight of the value loss."""
+    max_grad_norm: float | None = Field(default=0.5, gt=0)
+    """Clip of the gradient's norm; null for none."""
+    net: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of policy and value function (tanh)."""
+    log_std_init: float = -1.0
+    """Initial logarithm of the standard deviation of the actions."""
+    truncate: bool = True
+    """End training episodes at the horizon with a bootstrapped value; false lets only extinction end them."""
+    observation: Literal["bound2", "unit4"] = "bound2"
+    """Populations on [0, 2] seen as [-1, 1], or on [0, 4] seen as [0, 1] as in the authors' code."""
+
+    @property
+    def observation_range(self) -> tuple[float, float]:
+        """Interval that the learner's observations fill."""
+        return (-1.0, 1.0) if self.observation == "bound2" else (0.0, 1.0)
+
+    def seen(self, simulator: Fishery) -> Fishery:
+        """The world as the learner sees it: its precision and the bound of its observations."""
+        return replace(simulator, dtype=torch.float32, bound=2.0 if self.observation == "bound2" else 4.0)
+
+
+class _Progress(BaseCallback):
+    """Reports the share done and appends the learning curve to a file, one line an update."""
+
+    def __init__(self, total: int, curve: Path | None, report: Callable[[float, str], None] | None) -> None:
+        super().__init__()
+        self.total, self.curve, self.report = total, curve, report
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
+        mean = float(np.mean(returns)) if returns else None
+        if self.curve is not None and mean is not None:
+            with self.curve.open("a") as lines:
+                lines.write(json.dumps({"timesteps": self.model.num_timesteps, "return": mean}) + "\n")
+        if self.report is not None:
+            self.report(self.model.num_timesteps / self.total, "" if mean is None else f"return {mean:.1f}")
+
+
+def train(
+    simulator: Fishery,
+    settings: PPOSettings | None = None,
+    *,
+    seed: int = 0,
+    horizon: int = YEARS,
+    device: str | torch.device = "cpu",
+    checkpoint: Path | None = None,
+    curve: Path | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> PPO:
+    """Train PPO on a world.
+
+    Args:
+        simulator: the world.
+        settings: of the algorithm.
+        seed: of networks, actions and worlds.
+        horizon: years of a training episode.
+        device: where to compute.
+        checkpoint: file from which an interrupted training goes on, bit for bit, and which it keeps up to date.
+        curve: file of the learning curve (JSON lines: timesteps, mean return of the last 100 training episodes).
+        progress: told the share done and a message.
+
+    Raises:
+        TrainingDiverged: a loss or parameter is not finite; the last good parameters are in ``checkpoint``.
+    """
+    settings = PPOSettings() if settings is None else settings
+    env = SB3VecEnv(
+        settings.seen(simulator),
+        settings.n_envs,
+        horizon=horizon if settings.truncate else None,
+        device=device,
+        observation_range=settings.observation_range,
+    )
+    algorithm: type[PPO] = KLPenaltyPPO if settings.algorithm == "kl_penalty" else PPO
+    model = algorithm(
+        "MlpPolicy",
+        env,
+        learning_rate=settings.learning_rate,
+        n_steps=settings.n_steps,
+        batch_size=settings.batch_size,
+        n_epochs=settings.n_epochs,
+        gamma=settings.gamma,
+        gae_lambda=settings.gae_lambda,
+        clip_range=settings.clip_range,
+        ent_coef=settings.ent_coef,
+        vf_coef=settings.vf_coef,
+        max_grad_norm=math.inf if settings.max_grad_norm is None else settings.max_grad_norm,
+        policy_kwargs={"net_arch": list(settings.net), "log_std_init": settings.log_std_init},
+        seed=stream(seed, "training"),
+        device=device,
+    )
+    callbacks: list[BaseCallback] = [_Progress(settings.timesteps, curve, progress)]
+    if checkpoint is not None:
+        if checkpoint.exists():
+            model.restore_state(checkpoint)
+        callbacks.append(ResumeCallback(checkpoint, CHECKPOINT_SECONDS))
+    if curve is not None and curve.exists():
+        kept = [line for line in curve.read_text().splitlines() if json.loads(line)["timesteps"] <= model.num_timesteps]
+        curve.write_text("".join(line + "\n" for line in kept))
+    remaining = settings.timesteps - model.num_timesteps
+    try:
+        if remaining > 0:
+            model.learn(remaining, callback=callbacks, reset_num_timesteps=False)
+    except TrainingDiverged:
+        if checkpoint is not None:
+            model.save_state(checkpoint)
+        raise
+    return model
+
+
+def load_policy(
+    path: Path | str,
+    simulator: Fishery,
+    settings: PPOSettings,
+    *,
+    deterministic: bool = True,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> LearnedPolicy:
+    """A saved policy (``<path>.safetensors`` and ``<path>.json``) as a rule from populations to mortalities."""
+    model: Any = PPO.load(path, device=device)
+    return LearnedPolicy(
+        model,
+        settings.seen(simulator),
+        deterministic=deterministic,
+        seed=seed,
+        observation_range=settings.observation_range,
+    )
+
+
+class TrainedPolicy(Product):
+    """A policy trained by PPO in a scenario, shared by every run that evaluates it."""
+
+    scenario: Scenario
+    """Where it is trained."""
+    settings: PPOSettings
+    """Of the algorithm."""
+    seed: int
+    """Of the training."""
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return f"{self.scenario.name} train ppo seed {self.seed}"
+
+    def make(self, directory: Path, context: Context) -> None:
+        """Write ``policy.safetensors``, ``policy.json`` and ``curve.jsonl``."""
+        model = train(
+            self.scenario.world(context),
+            self.settings,
+            seed=self.seed,
+            horizon=self.scenario.horizon,
+            device=context.device,
+            checkpoint=context.checkpoint / "state.safetensors",
+            curve=directory / "curve.jsonl",
+            progress=context.progress,
+        )
+        model.save(directory / "policy")
+
+    def policy(self, context: Context, *, deterministic: bool = True) -> LearnedPolicy:
+        """The trained policy in its scenario's units."""
+        return load_policy(
+            context.product(self) / "policy",
+            self.scenario.world(context),
+            self.settings,
+            deterministic=deterministic,
+            seed=stream(self.seed, "sampled actions"),
+            device=context.device,
+        )

@@ -1,0 +1,1 @@
+"""Algorithms and infrastructure shared by every application: simulation views, studies, statistics, learning."""

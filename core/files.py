@@ -1,0 +1,54 @@
+"""Files that are either whole or absent: written beside their place, synced, and renamed into it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def write(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
+    """Write a file atomically; a function gets the temporary path to write to."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON atomically; see ``jsonable`` for what becomes of numbers that JSON lacks."""
+    write(path, json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def jsonable(value: Any) -> Any:
+    """JSON data: NumPy and torch scalars become Python's, numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.generic) or (hasattr(value, "item") and getattr(value, "ndim", None) == 0):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)

@@ -1,0 +1,9 @@
+"""Reinforcement learning on device tensors with the interface of Stable-Baselines3."""
+
+from core.rl.algorithm import TrainingDiverged
+from core.rl.kl_penalty import KLPenaltyPPO
+from core.rl.policy import LearnedPolicy
+from core.rl.ppo import PPO, Minibatch
+from core.rl.resume import ResumeCallback
+
+__all__ = ["PPO", "KLPenaltyPPO", "LearnedPolicy", "Minibatch", "ResumeCallback", "TrainingDiverged"]

@@ -1,0 +1,17 @@
+"""Intervals and tests: every number that is printed comes with one."""
+
+from core.stats.bootstrap import clustered_difference, mean_interval, paired_difference, unpaired_difference
+from core.stats.comparison import holm, permutation_test, proportion_interval, welch_test
+from core.stats.interval import Interval
+
+__all__ = [
+    "Interval",
+    "clustered_difference",
+    "holm",
+    "mean_interval",
+    "paired_difference",
+    "permutation_test",
+    "proportion_interval",
+    "unpaired_difference",
+    "welch_test",
+]

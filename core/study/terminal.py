@@ -1,0 +1,79 @@
+"""The end of a study on the terminal: table, claims, and the path of the report as the last line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from core.study.analysis import Claim, Row, Summary, side_by_side
+from core.study.numbers import estimate
+
+VERDICTS = {True: ("green", "holds"), False: ("red", "does not hold"), None: ("yellow", "not decided")}
+
+
+def print_summary(summary: Summary, headline: Sequence[str] = ()) -> None:
+    """Print to stdout what the study found; with a ``headline``, only these metrics, as columns."""
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 110
+    for scenario, metrics in side_by_side(summary.table).items():
+        if headline:
+            _print_columns(console, scenario, summary.table, headline)
+        else:
+            _print_all(console, scenario, metrics)
+    for claim in summary.claims:
+        _print_claim(console, claim)
+    if summary.claims:
+        held = sum(claim.holds is True for claim in summary.claims)
+        console.print(f"\n{held} of {len(summary.claims)} claims hold.")
+    # The last line is for the eye and for scripts: no wrapping, no markup.
+    print(summary.report)
+
+
+def _print_columns(console: Console, scenario: str, rows: list[Row], headline: Sequence[str]) -> None:
+    """One line a method, one column a metric."""
+    rows = [row for row in rows if row.scenario == scenario and row.metric in headline]
+    metrics = [metric for metric in headline if any(row.metric == metric for row in rows)]
+    values = {(row.method, row.metric): estimate(row.mean, row.low, row.high) for row in rows}
+    units = {row.metric: f"{row.metric}\n({row.unit})" if row.unit not in ("", "1") else row.metric for row in rows}
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(escape(scenario), overflow="fold")
+    for metric in metrics:
+        table.add_column(escape(units[metric]), justify="right", no_wrap=True)
+    for method in dict.fromkeys(row.method for row in rows):
+        table.add_row(escape(method), *(escape(values.get((method, metric), "")) for metric in metrics))
+    console.print(table)
+    counts = sorted({row.n for row in rows if row.n is not None})
+    console.print(f"mean [95 % interval], n = {' or '.join(f'{n:,}' for n in counts)}\n", style="dim")
+
+
+def _print_all(console: Console, scenario: str, metrics: dict[str, list[Row]]) -> None:
+    """Every metric, method by method."""
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column(escape(scenario), overflow="fold")
+    table.add_column(escape("mean [low, high]"), justify="right", no_wrap=True)
+    table.add_column("n", justify="right")
+    for metric, group in metrics.items():
+        table.add_row(f"  {escape(metric)}")
+        for row in group:
+            value = escape(estimate(row.mean, row.low, row.high))
+            table.add_row(f"    {escape(row.method)}", value, "" if row.n is None else f"{row.n:,}")
+    console.print(table)
+
+
+def _print_claim(console: Console, claim: Claim) -> None:
+    colour, verdict = VERDICTS[claim.holds]
+    console.print(f"\n[{colour} bold]{verdict}[/]  [bold]{escape(claim.id)}[/]: {escape(claim.statement)}")
+    parts = []
+    if claim.difference is not None:
+        parts.append(f"difference {estimate(claim.difference, claim.low, claim.high)}")
+    parts += [f"n = {claim.n:,}"] if claim.n is not None else []
+    parts += [f"p = {claim.p:.2g}"] if claim.p is not None else []
+    parts += [claim.test] if claim.test else []
+    for line in ("; ".join(parts), claim.reason):
+        if line:
+            console.print(f"  {escape(line)}")

@@ -1,0 +1,8 @@
+"""The worlds: equations, parameters with units and readers of real data, usable without any learning algorithm.
+
+Importing this package registers the single-copy environments with gymnasium: ``gymnasium.make("Fishery-v0")``.
+"""
+
+import gymnasium
+
+gymnasium.register(id="Fishery-v0", entry_point="simulators.fishery.environment:make")
