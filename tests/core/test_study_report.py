@@ -86,7 +86,7 @@ def test_a_headline_puts_metrics_side_by_side(tmp_path: Path, capsys: pytest.Cap
     rows = [Row("A", m, metric, "t", i, i - 1, i + 1, 9) for i, m in enumerate("xy") for metric in metrics]
     print_summary(Summary("s", "0", "0", 1.0, [], rows, tmp_path), ("catch", "risk"))
     header, units, x, y, note, *_ = capsys.readouterr().out.splitlines()
-    assert (header.split(), units.split()) == (["A", "catch", "risk"], ["(t)", "(t)"])
+    assert (header.split(), units.split()) == (["catch", "risk"], ["A", "(t)", "(t)"])
     assert (x.split()[0], y.split()[0]) == ("x", "y")
     assert x.count("[-1.0, 1.0]") == 2
     assert "n = 9" in note
