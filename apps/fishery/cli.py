@@ -16,6 +16,7 @@ from rich.table import Table
 from apps.fishery import figures
 from apps.fishery.dynamic_programming import solve as solve_exactly
 from apps.fishery.evaluation import evaluate as evaluate_policy
+from apps.fishery.evaluation import tidy
 from apps.fishery.learning import PPOSettings, load_policy
 from apps.fishery.learning import train as train_policy
 from apps.fishery.policies import ConstantEscapement, ConstantMortality, PrecautionaryRamp
@@ -116,7 +117,7 @@ def _rule(rule: Rule, values: str | None, world: Fishery) -> Policy:
 
 
 def _write(path: Path | None, data: xr.Dataset) -> None:
-    """Write NetCDF and, beside it, a tidy CSV of the series: one line a replicate, year and species."""
+    """Write NetCDF and, beside it, the CSV of a roll-out."""
     if path is None:
         return
     if not path.parent.is_dir():
@@ -124,8 +125,7 @@ def _write(path: Path | None, data: xr.Dataset) -> None:
     files.write(path, lambda temporary: data.to_netcdf(temporary, engine="h5netcdf"))
     print(path)
     if "population" in data and "time" in data["population"].dims:
-        table = data[[n for n in data.data_vars if "time" in data[n].dims]].to_dataframe().reset_index()
-        files.write(path.with_suffix(".csv"), lambda temporary: table.to_csv(temporary, index=False))
+        files.write(path.with_suffix(".csv"), lambda temporary: tidy(data).to_csv(temporary, index=False))
         print(path.with_suffix(".csv"))
 
 

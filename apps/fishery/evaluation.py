@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -58,6 +59,15 @@ def evaluate(
             ),
         }
     )
+
+
+def tidy(data: xr.Dataset) -> pd.DataFrame:
+    """A roll-out as a table: one line a replicate, year and species; what is not fished has mortality and harvest 0."""
+    series = data[[name for name in data.data_vars if "time" in data[name].dims]]
+    fished = (
+        series[["mortality", "harvest"]].rename(harvested="species").reindex(species=data["species"], fill_value=0.0)
+    )
+    return series.drop_dims("harvested").merge(fished).to_dataframe().reset_index()
 
 
 def digest(data: xr.Dataset, record: int) -> xr.Dataset:
