@@ -24,11 +24,9 @@ class _StopAtReturn(BaseCallback):
 
     def __init__(self, every: int) -> None:
         super().__init__()
+        self.clock = Clock()
         self.every, self.updates, self.reached = every, 0, math.inf
         self.draws = draw(model(3), YEARS, 500, seed=999)
-
-    def _on_training_start(self) -> None:
-        self.clock = Clock()
 
     def _on_step(self) -> bool:
         return True
@@ -42,7 +40,6 @@ class _StopAtReturn(BaseCallback):
             mean = float(episode_totals(model(3), policy, self.draws).reward.mean())
         if mean >= TARGET and math.isinf(self.reached):
             self.reached = self.clock.seconds
-            self.model._total_timesteps = 0
 
 
 class PPO_predictor:
@@ -60,8 +57,8 @@ class PPO_predictor:
 def _seconds(
     algorithm: type[stable_baselines3.PPO], env: VecEnv, seed: int, limit: int, every: int, **settings: Any
 ) -> float:
-    callback = _StopAtReturn(every)
     learner = algorithm("MlpPolicy", env, device="cpu", seed=seed, **settings)
+    callback = _StopAtReturn(every)  # its clock starts here, and runs through all calls of learn
     step = 0
     while step < limit and math.isinf(callback.reached):
         # One update a call: learn() has no way to stop between two roll-outs.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from core.errors import InputError
 
 
 def write(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
@@ -30,6 +32,24 @@ def write(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
 def write_json(path: Path, data: Any) -> None:
     """Write JSON atomically; see ``jsonable`` for what becomes of numbers that JSON lacks."""
     write(path, json.dumps(jsonable(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The JSON object in a file, which has at least these keys.
+
+    Raises:
+        InputError: no such file, not a JSON object, or a key is absent.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error})") from error
+    absent = [key for key in keys if not isinstance(data, dict) or key not in data]
+    if absent or not isinstance(data, dict):
+        raise InputError(f"{path}: must be a JSON object with the keys {', '.join(keys) or '(any)'}")
+    return data
 
 
 def sync(path: Path) -> None:

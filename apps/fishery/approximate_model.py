@@ -12,6 +12,7 @@ from torch import Tensor
 from apps.fishery.dynamic_programming import solve
 from apps.fishery.policies import ConstantMortality
 from core.errors import InputError
+from core.seeds import stream
 from core.simulation import Policy, rollout
 from simulators.fishery import YEARS, Fishery, OneSpecies
 
@@ -58,7 +59,7 @@ def fit_logistic(
         InputError: the data do not identify a logistic model (r or r/K is not positive).
     """
     unharvested = ConstantMortality([0.0] * simulator.harvested)
-    data = rollout(simulator.to(torch.float64), unharvested, years + 1, episodes, seed)
+    data = rollout(simulator.to(torch.float64), unharvested, years + 1, episodes, stream(seed, "unharvested data"))
     population, alive = data["population"].values[..., species], data["alive"].values
     before, after = population[:, :-1][alive[:, 1:]], population[:, 1:][alive[:, 1:]]
     if len(before) < 3:

@@ -63,8 +63,8 @@ class Evidence:
 
     @property
     def test(self) -> str:
-        """The interval in words."""
-        return f"paired percentile bootstrap over replicates, {self.resamples} resamples, 95 %"
+        """The intervals in words."""
+        return f"95 % percentile bootstrap of paired differences, {self.resamples} resamples"
 
 
 def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]:
@@ -73,7 +73,7 @@ def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]
     tested = [i for i, claim in enumerate(claims) if claim.p is not None]
     adjusted = holm([claims[i].p or 0.0 for i in tested]).tolist() if tested else []
     for i, p in zip(tested, adjusted, strict=True):
-        claims[i] = replace(claims[i], p=p)
+        claims[i] = replace(claims[i], p=p, test=f"{claims[i].test}; p two-sided against 0, adjusted by Holm")
     return claims
 
 
@@ -110,7 +110,8 @@ def _by_seed(
         whole.n,
         # Non-inferiority is not a difference from zero: its p-value would answer another question.
         None if least is None else whole.p,
-        f"{evidence.test}; {margin} in {'every seed' if every else 'at least two thirds of the seeds'}",
+        f"{evidence.test} over seeds and replicates; decided seed by seed, over replicates: {margin} in "
+        f"{'every seed' if every else 'at least two thirds of the seeds'}",
     )
 
 
@@ -168,7 +169,7 @@ def _dp_equals_escapement(evidence: Evidence) -> Claim:
         gap.high,
         gap.n,
         None,
-        f"{evidence.test}; interval inside (-0.05, 0.05), leads with low > 1",
+        f"{evidence.test} over replicates: inside (-0.05, 0.05), leads with low > 1",
     )
 
 
@@ -199,7 +200,7 @@ def _poor_model_loses(evidence: Evidence) -> Claim:
         least.high,
         least.n,
         least.p,
-        f"{evidence.test}; PPO over training seeds, then replicates; low > 0 against both",
+        f"{evidence.test} over replicates, and training seeds for PPO: low > 0 against both",
     )
 
 

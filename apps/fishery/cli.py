@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,9 +33,10 @@ from core.rl import TrainingDiverged
 from core.simulation import Policy
 from core.stats import mean_interval, proportion_interval
 from core.study import StudyError, add_study_commands
+from core.study.commands import Device
 from core.study.loading import load_values
 from core.study.numbers import estimate
-from core.study.seeds import stream
+from core.study.runner import resolve_device
 from simulators.fishery import YEARS, Fishery, fixed_points, model, stock_world
 from simulators.fishery.stocks import read_stock
 
@@ -58,7 +61,7 @@ ParameterOption = Annotated[
     list[str] | None, typer.Option("--parameter", metavar="NAME=VALUE", help="Biological parameter; may be repeated.")
 ]
 ReplicatesOption = Annotated[int, typer.Option(help="Episodes.", min=2)]
-SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0)]
+SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**32 - 1)]
 YearsOption = Annotated[int, typer.Option(help="Years of an episode.", min=1)]
 ValuesOption = Annotated[
     str | None,
@@ -116,12 +119,28 @@ def _rule(rule: Rule, values: str | None, world: Fishery) -> Policy:
     return PrecautionaryRamp(numbers[0], numbers[1], numbers[2:])
 
 
+def _check_file(path: Path | None, *suffixes: str) -> None:
+    """Refuse, before anything is computed, a file that could not be written."""
+    if path is None:
+        return
+    if path.suffix not in suffixes:
+        raise InputError(f"--out {path}: must end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise InputError(f"--out {path}: is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"--out {path}: the folder {path.parent} does not exist")
+
+
+def _check_folder(path: Path | None) -> None:
+    """Refuse, before anything is computed, a folder that could not be made."""
+    if path is not None and path.exists() and not path.is_dir():
+        raise InputError(f"--out {path}: is a file, not a folder")
+
+
 def _write(path: Path | None, data: xr.Dataset) -> None:
     """Write NetCDF and, beside it, the CSV of a roll-out."""
     if path is None:
         return
-    if not path.parent.is_dir():
-        raise InputError(f"--out {path}: the folder {path.parent} does not exist")
     files.write(path, lambda temporary: data.to_netcdf(temporary, engine="h5netcdf"))
     print(path)
     if "population" in data and "time" in data["population"].dims:
@@ -167,6 +186,7 @@ def simulate(
 
     Example: szilard fishery simulate --model 3 --rule constant_mortality --values 0.28,0.25 --out runs/sim.nc
     """
+    _check_file(out, ".nc")
     world, factor, unit = _world(model, stock, variant, sigma, parameter)
     data = evaluate_policy(world, _rule(rule, values, world), replicates=replicates, horizon=years, seed=seed)
     _print(data, factor, unit, years)
@@ -182,7 +202,7 @@ def tune(
     sigma: SigmaOption = None,
     parameter: ParameterOption = None,
     replicates: Annotated[int, typer.Option(help="Episodes a grid point.", min=1)] = 100,
-    points: Annotated[int | None, typer.Option(help="Points on each axis.  [default: the paper's]")] = None,
+    points: Annotated[int | None, typer.Option(help="Points on each axis.  [default: the paper's]", min=2)] = None,
     fresh: Annotated[int, typer.Option(help="Fresh episodes for the tuned rule.", min=2)] = 2000,
     years: YearsOption = YEARS,
     seed: SeedOption = 0,
@@ -192,6 +212,7 @@ def tune(
 
     Example: szilard fishery tune constant_escapement --model 3
     """
+    _check_file(out, ".nc")
     world, factor, unit = _world(model, stock, variant, sigma, parameter)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"tuning {rule}", total=1.0)
@@ -200,14 +221,13 @@ def tune(
             rule,
             replicates=replicates,
             points=points,
-            seed=stream(seed, "tuning"),
+            seed=seed,
             horizon=years,
             progress=lambda share: bar.update(task, completed=share),
         )
     print(", ".join(f"{n} = {float(tuned[n]):.4g}" for n in tuned.data_vars if tuned[n].ndim == 0))
     print(f"in sample: mean return {tuned.attrs['in_sample']:.4g} over the {replicates} episodes that chose it; fresh:")
-    seed_fresh = stream(seed, "evaluation")
-    data = evaluate_policy(world, tuned_rule(tuned), replicates=fresh, horizon=years, seed=seed_fresh)
+    data = evaluate_policy(world, tuned_rule(tuned), replicates=fresh, horizon=years, seed=seed)
     _print(data, factor, unit, years)
     _write(out, tuned)
 
@@ -223,15 +243,17 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of PPO; may be repeated.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")] = Device.cpu,
     seed: SeedOption = 0,
 ) -> None:
     """Train PPO; the same command goes on with a training that was stopped.
 
     Example: szilard fishery train --model 3 --out runs/policy --set timesteps=200000
     """
+    _check_folder(out)
     world, _, _ = _world(model, stock, variant, sigma, parameter)
     settings = load_values(PPOSettings, overrides or ())
+    target = resolve_device(device, torch.cuda.is_available())
     asked = {"world": repr(world), "seed": seed, "settings": settings.model_dump(mode="json")}
     out.mkdir(parents=True, exist_ok=True)
     _same_training(out / "training.json", asked)
@@ -246,7 +268,7 @@ def train(
                 world,
                 settings,
                 seed=seed,
-                device=device,
+                device=target,
                 checkpoint=out / "state.safetensors",
                 curve=out / "curve.jsonl",
                 progress=report,
@@ -257,15 +279,25 @@ def train(
     print(out / "policy.safetensors")
 
 
-def _same_training(record: Path, asked: dict[str, Any]) -> None:
-    """Refuse to go on with a training that was asked for differently."""
-    import json
+RECORD = ("world", "seed", "settings")
 
-    if record.exists() and json.loads(record.read_text()) != asked:
-        raise InputError(
-            f"{record.parent}: holds a training with another world, seed or settings: choose another --out"
-        )
-    files.write_json(record, asked)
+
+def _same_training(path: Path, asked: dict[str, Any]) -> None:
+    """Refuse to go on with a training that was asked for differently."""
+    if path.exists() and files.read_json(path, RECORD) != asked:
+        raise InputError(f"{path.parent}: holds a training with another world, seed or settings: choose another --out")
+    files.write_json(path, asked)
+
+
+def _trained(folder: Path, world: Fishery, sampled: bool) -> Policy:
+    """The policy that ``train`` left in a folder; a word on stderr if it was trained in another world."""
+    if not (folder / "policy.safetensors").exists():
+        raise InputError(f"--policy {folder}: holds no trained policy; szilard fishery train writes one")
+    record = files.read_json(folder / "training.json", RECORD)
+    settings = load_values(PPOSettings, [f"{key}={json.dumps(value)}" for key, value in record["settings"].items()])
+    if record["world"] != repr(world):
+        print("note: the policy was trained in another world than the one it is evaluated in", file=sys.stderr)
+    return load_policy(folder / "policy", world, settings, deterministic=not sampled)
 
 
 @app.command()
@@ -288,21 +320,15 @@ def evaluate(
 
     Example: szilard fishery evaluate --model 3 --policy runs/policy
     """
-    import json
-
+    _check_file(out, ".nc")
     world, factor, unit = _world(model, stock, variant, sigma, parameter)
     if (rule is None) == (policy is None):
         raise InputError("give either --rule or --policy")
     if policy is not None:
-        record = policy / "training.json"
-        if not record.exists() or not (policy / "policy.safetensors").exists():
-            raise InputError(f"--policy {policy}: holds no trained policy; szilard fishery train writes one")
-        settings = PPOSettings(**json.loads(record.read_text())["settings"])
-        chosen: Policy = load_policy(policy / "policy", world, settings, deterministic=not sampled)
+        chosen = _trained(policy, world, sampled)
     else:
         chosen = _rule(rule or Rule.unharvested, values, world)
-    seed_fresh = stream(seed, "evaluation")
-    data = evaluate_policy(world, chosen, replicates=replicates, horizon=years, seed=seed_fresh)
+    data = evaluate_policy(world, chosen, replicates=replicates, horizon=years, seed=seed)
     _print(data, factor, unit, years)
     _write(out, data)
 
@@ -334,6 +360,7 @@ def solve(
 
     Example: szilard fishery solve --model 1 --mode stationary
     """
+    _check_file(out, ".nc")
     world, factor, unit = _world(model, stock, None, sigma, parameter)
     grid = {"nodes": nodes, "quadrature": quadrature, "horizon": years, "gamma": gamma}
     solution = solve_exactly(world, mode=mode.value, **grid)  # type: ignore[arg-type]
@@ -344,8 +371,7 @@ def solve(
         f"escapement of the {'first year' if mode is Mode.finite else 'rule'}: {solution.constant_escapement():.4f} K"
     )
     print("its policy on fresh episodes:")
-    seed_fresh = stream(seed, "evaluation")
-    data = evaluate_policy(world, solution.policy(), replicates=replicates, horizon=years, seed=seed_fresh)
+    data = evaluate_policy(world, solution.policy(), replicates=replicates, horizon=years, seed=seed)
     _print(data, factor, unit, years)
     _write(out, solution.to_dataset())
 
@@ -378,11 +404,12 @@ def fit(
 
     Example: szilard fishery fit namibian_hake --out runs/hake
     """
+    _check_folder(out)
     stock = read_stock(file) if unit is None else read_stock(file, catch_unit=unit)
     found = fit_surplus_production(
         stock, exponent=exponent, initial=initial.value, intervals=intervals.value, seed=seed
     )
-    _print_fit(found)
+    _print_fit(found, file)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         _write(out / "fit.nc", found.to_dataset())
@@ -391,7 +418,7 @@ def fit(
         print(out / "fit.png")
 
 
-def _print_fit(found: SurplusProductionFit) -> None:
+def _print_fit(found: SurplusProductionFit, file: str) -> None:
     stock = found.stock
     if not found.identified:
         print(f"{stock.name}: not identified: {', '.join(found.at_bound)} ended at a bound; no result is given")
@@ -408,8 +435,12 @@ def _print_fit(found: SurplusProductionFit) -> None:
     table.add_row("first biomass / K", f"{found.initial_depletion:.3f}", "", "")
     table.add_row("sigma (observation)", f"{found.sigma:.3f}", "", "log")
     Console(highlight=False).print(table)
-    print("Process noise is not estimated. All policies on this stock: "
-          f"szilard fishery run stock --set scenarios.0.stock={stock.name}")  # fmt: skip
+    changes = {"stock": file, "exponent": found.exponent, "initial": found.initial}
+    sets = " ".join(f"--set scenarios.0.{k}={v}" for k, v in changes.items() if v not in (1.0, "virgin"))
+    print(
+        "Process noise is not estimated: the study below assumes 0.05 (scenarios.0.sigma). Every policy on this stock:"
+    )
+    print(f"  szilard fishery run stock {sets}")
 
 
 @app.command("fixed-points")
@@ -421,13 +452,10 @@ def fixed_points_(
 
     Example: szilard fishery fixed-points --out runs/fixed_points.png
     """
+    _check_file(out, ".png", ".pdf")
     world, _, _ = _world(1, None, parameters=parameter)
     diagram = fixed_points(world.parameters)  # type: ignore[arg-type]
     print("tipping points at beta_H = " + ", ".join(f"{x:.4f}" for x in diagram.tipping_points))
-    if out.suffix not in (".png", ".pdf"):
-        raise InputError(f"--out {out}: must end in .png or .pdf")
-    if not out.parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
     drawing = figures.fixed_point_diagram(diagram, world.parameters.beta_H)  # type: ignore[union-attr]
     files.write(out, lambda temporary: drawing.savefig(temporary, dpi=150, format=out.suffix[1:]))
     print(out)

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from core.seeds import stream
 from core.simulation import Draws, Policy, draw, rollout
 from simulators.fishery import YEARS, Fishery, FisheryState
 
@@ -32,7 +33,7 @@ def evaluate(
         simulator: the world, at best in float64.
         policy: from populations to mortalities.
         replicates: number of episodes.
-        seed: of the world's randomness.
+        seed: of the episodes; their stream is none of those of tuning and training.
         horizon: years of an episode.
         device: where to compute.
         draws: explicit randomness in place of replicates, seed and horizon.
@@ -43,7 +44,7 @@ def evaluate(
         extinction in any year), ``frac_full`` (reached the last year, an extinction in it included: the paper's
         survival), ``annual_catch`` (harvest summed over the species, mean over all years of the horizon).
     """
-    draws = draw(simulator, horizon, replicates, seed, device) if draws is None else draws
+    draws = draw(simulator, horizon, replicates, stream(seed, "evaluation"), device) if draws is None else draws
     data = rollout(simulator, policy, seed=seed, draws=draws)
     earned = data["reward"].sum("time")
     last = data["reward"].isel(time=data["length"].astype(int) - 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import xarray as xr
@@ -11,12 +10,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from apps.fishery.surplus_production import fit_surplus_production
+from apps.fishery.surplus_production import SurplusProductionFit
 from apps.fishery.surplus_production_figure import plot_fit
 from core.stats import clustered_difference, mean_interval, proportion_interval
 from core.study import Figure
 from simulators.fishery import FixedPointDiagram
-from simulators.fishery.stocks import Stock
 
 Found = Mapping[str, Sequence[xr.Dataset]]
 
@@ -312,10 +310,10 @@ def of_scenario(scenario: str, found: Found, tuned: Mapping[str, xr.Dataset]) ->
     return drawn
 
 
-def of_fit(scenario: str, stock: Stock, exponent: float, initial: Literal["virgin", "free"]) -> Figure:
+def of_fit(scenario: str, fit: SurplusProductionFit) -> Figure:
     """The figure of a stock's fit, with residuals and intervals."""
     return Figure(
         f"{scenario}_fit",
-        f"Surplus-production fit of {stock.name}: observed and fitted index, biomass, residuals, catch and MSY.",
-        lambda: plot_fit(stock, fit_surplus_production(stock, exponent=exponent, initial=initial)),
+        f"Surplus-production fit of {fit.stock.name}: observed and fitted index, biomass, residuals, catch and MSY.",
+        lambda: plot_fit(fit.stock, fit),
     )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.errors import require
+from core.seeds import stream
 from core.simulation import Policy, rollout
 from simulators.fishery import YEARS, Fishery
 
@@ -60,7 +61,7 @@ def design_points(
     species = len(simulator.species)
     if species == 1:
         return torch.linspace(0, 1, 2 * long - 1, dtype=torch.float64).unsqueeze(1)
-    visits = rollout(simulator, policy, YEARS, episodes, seed)
+    visits = rollout(simulator, policy, YEARS, episodes, stream(seed, "visits"))
     population, alive = visits["population"].values, visits["alive"].values
     windows = [torch.linspace(*popular_window(population[..., i][alive]), short) for i in range(species)]
     axis = torch.linspace(0, 1, long)

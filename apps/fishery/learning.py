@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from pydantic import Field
 from stable_baselines3.common.callbacks import BaseCallback
 
 from apps.fishery.scenario import Scenario
-from core.rl import PPO, KLPenaltyPPO, LearnedPolicy, ResumeCallback, TrainingDiverged
+from core import files
+from core.errors import InputError
+from core.rl import PPO, KLPenaltyPPO, LearnedPolicy, ResumeCallback
+from core.seeds import stream
 from core.simulation import SB3VecEnv
 from core.study import Config, Context, Product
-from core.study.seeds import stream
 from simulators.fishery import YEARS, Fishery
 
 CHECKPOINT_SECONDS = 20.0
@@ -54,7 +56,7 @@ class PPOSettings(Config):
     """Weight of the value loss."""
     max_grad_norm: float | None = Field(default=0.5, gt=0)
     """Clip of the gradient's norm; null for none."""
-    net: tuple[int, ...] = (64, 64)
+    net: tuple[Annotated[int, Field(ge=1)], ...] = (64, 64)
     """Widths of the hidden layers of policy and value function (tanh)."""
     log_std_init: float = -1.0
     """Initial logarithm of the standard deviation of the actions."""
@@ -117,7 +119,7 @@ def train(
         progress: told the share done and a message.
 
     Raises:
-        TrainingDiverged: a loss or parameter is not finite; the last good parameters are in ``checkpoint``.
+        TrainingDiverged: a loss or parameter is not finite; ``checkpoint`` holds the last good state that was saved.
     """
     settings = PPOSettings() if settings is None else settings
     env = SB3VecEnv(
@@ -151,17 +153,24 @@ def train(
             model.restore_state(checkpoint)
         callbacks.append(ResumeCallback(checkpoint, CHECKPOINT_SECONDS))
     if curve is not None and curve.exists():
-        kept = [line for line in curve.read_text().splitlines() if json.loads(line)["timesteps"] <= model.num_timesteps]
-        curve.write_text("".join(line + "\n" for line in kept))
+        files.write(curve, "".join(f"{json.dumps(x)}\n" for x in read_curve(curve, model.num_timesteps)))
     remaining = settings.timesteps - model.num_timesteps
-    try:
-        if remaining > 0:
-            model.learn(remaining, callback=callbacks, reset_num_timesteps=False)
-    except TrainingDiverged:
+    if remaining > 0:
+        model.learn(remaining, callback=callbacks, reset_num_timesteps=False)
         if checkpoint is not None:
             model.save_state(checkpoint)
-        raise
     return model
+
+
+def read_curve(path: Path, until: float = math.inf) -> list[dict[str, float]]:
+    """The learning curve in a file, up to so many steps; a line that a kill cut short is left out."""
+    points = []
+    for line in path.read_text().splitlines():
+        try:
+            points.append(json.loads(line))
+        except ValueError:
+            break
+    return [point for point in points if point["timesteps"] <= until]
 
 
 def load_policy(
@@ -173,8 +182,19 @@ def load_policy(
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> LearnedPolicy:
-    """A saved policy (``<path>.safetensors`` and ``<path>.json``) as a rule from populations to mortalities."""
+    """A saved policy (``<path>.safetensors`` and ``<path>.json``) as a rule from populations to mortalities.
+
+    Raises:
+        InputError: damaged files, or a policy for another number of species or of harvested ones.
+    """
     model: Any = PPO.load(path, device=device)
+    trained = model.observation_space.shape + model.action_space.shape
+    needed = (simulator.observation_space.shape or ()) + simulator.action_space.shape
+    if trained != needed:
+        raise InputError(
+            f"{path}: trained for {trained[0]} observed and {trained[1]} harvested species; this world has {needed[0]} "
+            f"and {needed[1]}"
+        )
     return LearnedPolicy(
         model,
         settings.seen(simulator),
@@ -202,7 +222,7 @@ class TrainedPolicy(Product):
     def make(self, directory: Path, context: Context) -> None:
         """Write ``policy.safetensors``, ``policy.json`` and ``curve.jsonl``."""
         model = train(
-            self.scenario.world(context),
+            self.scenario.world(),
             self.settings,
             seed=self.seed,
             horizon=self.scenario.horizon,
@@ -217,7 +237,7 @@ class TrainedPolicy(Product):
         """The trained policy in its scenario's units."""
         return load_policy(
             context.product(self) / "policy",
-            self.scenario.world(context),
+            self.scenario.world(),
             self.settings,
             deterministic=deterministic,
             seed=stream(self.seed, "sampled actions"),

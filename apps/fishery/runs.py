@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -14,13 +13,13 @@ from apps.fishery.approximate_model import poor_model_rule
 from apps.fishery.dynamic_programming import solve
 from apps.fishery.evaluation import digest, evaluate, policy_slices
 from apps.fishery.gaussian_process import smooth
-from apps.fishery.learning import TrainedPolicy
+from apps.fishery.learning import TrainedPolicy, read_curve
 from apps.fishery.policies import ConstantMortality
 from apps.fishery.scenario import Scenario
 from apps.fishery.tuning import tune, tuned_rule
+from core.seeds import stream
 from core.simulation import Policy, draw
 from core.study import Config, Context, Run
-from core.study.seeds import stream
 from simulators.fishery import Fishery
 
 Rule = Literal["constant_mortality", "constant_escapement", "precautionary_ramp"]
@@ -66,7 +65,7 @@ class Tune(Run):
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """The grid of ``tune``, and the tuned rule's returns on the replicates that chose it."""
-        world = self.scenario.world(context, torch.float32)
+        world = self.scenario.world(torch.float32)
         draws = draw(world, self.scenario.horizon, self.replicates, stream(self.seed, "tuning"), context.device)
         tuned = tune(world, self.rule, draws=draws, points=self.points, progress=context.progress)
         data = evaluate(world, tuned_rule(tuned), draws=draws)
@@ -136,21 +135,20 @@ class Evaluate(Run):
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """Per-episode sums, quantile bands, some whole episodes and slices of the policy."""
-        world = self.scenario.world(context)
+        world = self.scenario.world()
         policy = _POLICIES[self.method.partition("_0.")[0]](self, world, inputs, context)
         context.log(message="evaluating")
         data = evaluate(
             world,
             policy,
             replicates=self.replicates,
-            seed=stream(self.seed, "evaluation"),
+            seed=self.seed,
             horizon=self.scenario.horizon,
             device=context.device,
         )
         result = digest(data, self.record).merge(policy_slices(world, policy))
         if self.learned is not None:
-            lines = (context.product(self.learned) / "curve.jsonl").read_text().splitlines()
-            points = [json.loads(line) for line in lines]
+            points = read_curve(context.product(self.learned) / "curve.jsonl")
             result = result.assign_coords(timesteps=[p["timesteps"] for p in points])
             result["training_return"] = ("timesteps", [p["return"] for p in points], {"units": "K"})
         return result.assign_attrs(method=self.method)
@@ -173,8 +171,7 @@ def _solved(run: Evaluate, world: Fishery, inputs: Mapping[str, xr.Dataset], con
 
 def _poor(run: Evaluate, world: Fishery, inputs: Mapping[str, xr.Dataset], context: Context) -> Policy:
     data = (run.logistic or Logistic()).model_dump()
-    seed = stream(run.seed, "data for the poor model")
-    return poor_model_rule(world, seed=seed, horizon=run.scenario.horizon, **data)
+    return poor_model_rule(world, seed=run.seed, horizon=run.scenario.horizon, **data)
 
 
 def _learned(run: Evaluate, world: Fishery, inputs: Mapping[str, xr.Dataset], context: Context) -> Policy:
@@ -184,7 +181,7 @@ def _learned(run: Evaluate, world: Fishery, inputs: Mapping[str, xr.Dataset], co
         return policy
     context.log(message="smoothing")
     settings = (run.smoothing or Smoothing()).model_dump()
-    return smooth(world, policy, seed=stream(run.learned.seed, "smoothing"), **settings)
+    return smooth(world, policy, seed=run.learned.seed, **settings)
 
 
 _POLICIES: dict[str, Callable[[Evaluate, Fishery, Mapping[str, xr.Dataset], Context], Policy]] = {

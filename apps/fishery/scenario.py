@@ -3,48 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
-import xarray as xr
 from pydantic import Field, model_validator
 
-from apps.fishery.surplus_production import fit_surplus_production
+from apps.fishery.surplus_production import SurplusProductionFit, fit_surplus_production
 from core.errors import InputError
-from core.study import Config, Context, Product
+from core.study import Config
 from simulators.fishery import YEARS, Fishery, model, stock_world
-from simulators.fishery.stocks import read_stock
+from simulators.fishery.stocks import Stock, read_stock, shipped_stocks
 
-Positive = Annotated[float, Field(gt=0)]
-
-
-class StockFit(Product):
-    """Surplus-production fit of a stock, with profile intervals."""
-
-    stock: str
-    """A shipped stock, or the path of a CSV file ``year,catch,index``."""
-    content: str
-    """SHA-256 of the file, so that an edited file is another fit."""
-    exponent: float
-    """Shape p of the surplus production."""
-    initial: Literal["virgin", "free"]
-    """Biomass of the first year: equal to K, or estimated."""
-
-    @property
-    def label(self) -> str:
-        """Name on the screen."""
-        return f"fit {self.stock}"
-
-    def make(self, directory: Path, context: Context) -> None:
-        """Write ``fit.nc``."""
-        fit = fit_surplus_production(read_stock(self.stock), exponent=self.exponent, initial=self.initial)
-        fit.to_dataset().to_netcdf(directory / "fit.nc", engine="h5netcdf")
-
-    @staticmethod
-    def read(directory: Path) -> xr.Dataset:
-        """The fit in a product's folder."""
-        return xr.load_dataset(directory / "fit.nc", engine="h5netcdf")
+ASSUMED_SIGMA = 0.05
+"""Process noise of a stock where none is given: a surplus-production fit has observation error only."""
 
 
 class Scenario(Config):
@@ -68,63 +41,64 @@ class Scenario(Config):
     """Whether the policy sees the year."""
     horizon: int = Field(default=YEARS, ge=1)
     """Years of an episode."""
-    exponent: Positive = 1.0
+    exponent: float = Field(default=1.0, ge=0.01, le=10)
     """Shape p of a stock's surplus production."""
     initial: Literal["virgin", "free"] = "virgin"
     """A stock's biomass in the first year: equal to K, or estimated."""
     content: str = ""
-    """SHA-256 of a stock's file, filled in when the config is loaded."""
+    """SHA-256 of a stock's data, filled in when the config is loaded: other data are another scenario."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if (self.model is None) == (self.stock is None):
             raise InputError("give either model (1 to 4) or stock")
-        if self.stock is None:
-            self._model()
-            return self
-        if self.variant is not None or self.parameters:
-            raise InputError("variant and parameters belong to a model, not to a stock")
-        stock = read_stock(self.stock)
-        content = hashlib.sha256(b"".join(a.tobytes() for a in (stock.year, stock.catch, stock.index))).hexdigest()
-        if self.content not in ("", content):
-            raise InputError(f"stock = {self.stock}: the file is not the one that the config was made with")
-        object.__setattr__(self, "content", content)
+        if self.stock is not None:
+            if self.variant is not None or self.parameters:
+                raise InputError("variant and parameters belong to a model, not to a stock")
+            content = _digest(read_stock(self.stock))
+            if self.content not in ("", content):
+                raise InputError(f"stock = {self.stock}: the data are not those that the config was made with")
+            path = self.stock if self.stock in shipped_stocks() else str(Path(self.stock).resolve())
+            object.__setattr__(self, "stock", path)
+            object.__setattr__(self, "content", content)
+        self.world()
         return self
 
-    @property
-    def fit(self) -> StockFit | None:
-        """The fit behind a stock; None for a model."""
-        if self.stock is None:
-            return None
-        return StockFit(stock=self.stock, content=self.content, exponent=self.exponent, initial=self.initial)
-
-    def world(self, context: Context, dtype: torch.dtype = torch.float64) -> Fishery:
-        """The simulator; a stock is fitted first, once for all runs.
+    def fit(self, intervals: Literal["profile", "none"] = "none") -> SurplusProductionFit | None:
+        """The fit behind a stock; None for a model.
 
         Raises:
-            InputError: the data do not identify the stock's parameters.
+            InputError: the file has changed since the config was loaded.
         """
-        if self.fit is None:
-            return self._model().to(dtype)
-        fit = StockFit.read(context.product(self.fit))
-        if not fit.attrs["identified"]:
-            raise InputError(f"stock {self.stock}: not identified ({fit.attrs['at_bound']} at a bound): no world")
-        return stock_world(
-            float(fit["r"]),
-            float(fit["biomass_next"] / fit["K"]),
-            self.exponent,
-            0.05 if self.sigma is None else self.sigma,
-            threshold=self.threshold,
-            observe_time=self.observe_time,
-            dtype=dtype,
-        )
+        if self.stock is None:
+            return None
+        return _fit(self.stock, self.content, self.exponent, self.initial, intervals)
 
-    def _model(self) -> Fishery:
-        return model(
-            self.model or 0,
-            variant=self.variant,
-            parameters=self.parameters,
-            sigma=self.sigma,
-            threshold=self.threshold,
-            observe_time=self.observe_time,
-        )
+    def world(self, dtype: torch.dtype = torch.float64) -> Fishery:
+        """The simulator.
+
+        Raises:
+            InputError: an impossible value, or data that do not identify the stock's parameters.
+        """
+        options: dict[str, Any] = {"threshold": self.threshold, "observe_time": self.observe_time, "dtype": dtype}
+        fit = self.fit()
+        if fit is None:
+            return model(self.model or 0, variant=self.variant, parameters=self.parameters, sigma=self.sigma, **options)
+        if not fit.identified:
+            raise InputError(f"stock = {self.stock}: not identified, {', '.join(fit.at_bound)} at a bound: no world")
+        sigma = ASSUMED_SIGMA if self.sigma is None else self.sigma
+        return stock_world(fit.r, fit.biomass_next / fit.K, self.exponent, sigma, **options)
+
+
+def _digest(stock: Stock) -> str:
+    return hashlib.sha256(b"".join(a.tobytes() for a in (stock.year, stock.catch, stock.index))).hexdigest()
+
+
+@lru_cache(maxsize=16)
+def _fit(
+    path: str, content: str, exponent: float, initial: Literal["virgin", "free"], intervals: Literal["profile", "none"]
+) -> SurplusProductionFit:
+    stock = read_stock(path)
+    if _digest(stock) != content:
+        raise InputError(f"stock = {path}: the file has changed since the study began")
+    return fit_surplus_production(stock, exponent=exponent, initial=initial, intervals=intervals)

@@ -13,11 +13,11 @@ from apps.fishery import figures
 from apps.fishery.claims import CLAIMS, ClaimId, Evidence, decide
 from apps.fishery.learning import PPOSettings, TrainedPolicy
 from apps.fishery.runs import LEARNED, Evaluate, Logistic, Method, Rule, Smoothing, Solver, Tune
-from apps.fishery.scenario import Scenario, StockFit
-from core.errors import InputError
+from apps.fishery.scenario import Scenario
+from apps.fishery.surplus_production import SurplusProductionFit
+from core.errors import InputError, require
 from core.stats import Interval, clustered_difference, mean_interval, paired_difference, proportion_interval
 from core.study import Analysis, Claim, Config, Figure, Results, Row, Run, Study
-from simulators.fishery.stocks import read_stock
 
 TABLE_RESAMPLES = 2000
 REFERENCE = "constant_mortality"
@@ -97,6 +97,8 @@ class FisheryStudy(Study):
         for s in self.scenarios:
             one = s.model == 1 or s.stock is not None
             exact = [m for m in s.methods if m.startswith("dynamic_programming")]
+            if "ppo_gp" in s.methods and s.observe_time:
+                raise InputError(f"scenarios: {s.name}: ppo_gp knows populations alone: observe_time must be false")
             if exact and not one:
                 raise InputError(f"scenarios: {s.name}: {exact[0]} takes one-species worlds (model 1 or a stock)")
         return self
@@ -130,9 +132,16 @@ class FisheryStudy(Study):
         return None
 
     def runs(self) -> list[Run]:
-        """Every method in every scenario; the longest first, so that no core waits at the end."""
-        found = [run for s in self.scenarios for m in s.methods for run in self.evaluations(s, m)]
-        return [*(run for run in found if run.learned), *(run for run in found if not run.learned)]
+        """Every method in every scenario; the longest first, so that no core waits at the end.
+
+        Raises:
+            MissingExtra: a method needs scikit-learn, which is not installed.
+        """
+        if any("ppo_gp" in s.methods for s in self.scenarios):
+            require("sklearn", "fishery")
+        # Each first use of a policy trains it: those that share one come later, so that no worker waits for another.
+        order = (*LEARNED, *(m for m in get_args(Method) if m not in LEARNED))
+        return [run for m in order for s in self.scenarios if m in s.methods for run in self.evaluations(s, m)]
 
     def analyse(self, results: Results) -> Analysis:
         """Table, claims, figures and data of the study."""
@@ -143,20 +152,21 @@ class FisheryStudy(Study):
         evidence: dict[tuple[int, str], list[xr.Dataset]] = {}
         for s in self.scenarios:
             found: dict[str, list[xr.Dataset]] = {
-                m: [results[run] for run in self.evaluations(s, m)] for m in s.methods
+                method: [results[run] for run in self.evaluations(s, method)] for method in s.methods
             }
             tuned: dict[str, xr.Dataset] = {m: results[t] for m in s.methods if (t := self.tuning(s, m)) is not None}
-            fit = StockFit.read(results.product(s.fit)) if s.fit is not None else None
-            if s.model is not None and s.variant is None and not s.parameters and s.sigma is None:
-                evidence |= {(s.model, m): data for m, data in found.items() if (s.model, m) not in evidence}
-            table += _rows(s, found, tuned, fit)
+            fit = s.fit("profile")
+            # The claims speak of the paper's models as they are, and of one scenario each.
+            new = s.model is not None and all(number != s.model for number, _ in evidence)
+            if s.model is not None and new and s.scenario == Scenario(name=s.name, model=s.model):
+                evidence |= {(int(s.model), method): data for method, data in found.items()}
+            table += _rows(s.name, found, tuned, fit)
             drawn += figures.of_scenario(s.name, found, tuned)
-            if fit is not None and s.stock is not None:
-                drawn.append(figures.of_fit(s.name, read_stock(s.stock), s.exponent, s.initial))
-                assumed = 0.05 if s.sigma is None else s.sigma
+            if fit is not None:
+                drawn.append(figures.of_fit(s.name, fit))
                 notes.append(
                     f"{s.name}: catch and index do not tell process noise from observation error; the policies were "
-                    f"evaluated with an assumed process noise of {assumed:g} per year."
+                    f"evaluated with an assumed process noise of {s.world().sigma:g}."
                 )
             groups[f"/{s.name}"] = _policies(found)
         claims: list[Claim] = decide(Evidence(evidence, self.evaluation.resamples), self.claims)
@@ -178,31 +188,30 @@ def _interval(data: list[xr.Dataset], metric: str) -> Interval:
     return mean_interval(values[0], resamples=TABLE_RESAMPLES)
 
 
+def _fit_rows(scenario: str, fit: SurplusProductionFit) -> list[Row]:
+    """What the data say of the stock; an end of an interval that meets a bound is open."""
+    units = {"r": "1/year", "K": fit.stock.catch_unit, "msy": f"{fit.stock.catch_unit}/year"}
+    count = int(np.isfinite(fit.stock.index).sum())
+    rows = []
+    for name, unit in units.items():
+        ends = fit.intervals[name]
+        low, high = (None if ends.low_open else ends.low), (None if ends.high_open else ends.high)
+        rows.append(Row(scenario, "surplus production fit", name, unit, getattr(fit, name), low, high, count))
+    return rows
+
+
 def _rows(
-    s: Comparison, found: Mapping[str, list[xr.Dataset]], tuned: Mapping[str, xr.Dataset], fit: xr.Dataset | None
+    scenario: str,
+    found: Mapping[str, list[xr.Dataset]],
+    tuned: Mapping[str, xr.Dataset],
+    fit: SurplusProductionFit | None,
 ) -> list[Row]:
     """The rows of one scenario, method by method."""
 
     def row(method: str, metric: str, unit: str, i: Interval, scale: float = 1.0) -> Row:
-        return Row(s.name, method, metric, unit, scale * i.mean, scale * i.low, scale * i.high, i.n)
+        return Row(scenario, method, metric, unit, scale * i.mean, scale * i.low, scale * i.high, i.n)
 
-    rows = []
-    if fit is not None:
-        for name in ("r", "K", "msy"):
-            low, high = fit[f"{name}_interval"].values.tolist()
-            ends = fit[f"{name}_open"].values.tolist()
-            rows.append(
-                Row(
-                    s.name,
-                    "surplus production fit",
-                    name,
-                    fit[name].attrs["units"],
-                    float(fit[name]),
-                    None if ends[0] else low,
-                    None if ends[1] else high,
-                    int(np.isfinite(fit["index"]).sum()),
-                )
-            )
+    rows = [] if fit is None else _fit_rows(scenario, fit)
     for method, data in found.items():
         rows.append(row(method, "return", "K", _interval(data, "return")))
         if method != REFERENCE and REFERENCE in found:
@@ -220,8 +229,8 @@ def _rows(
         rows.append(row(method, "survived", "share", _interval(data, "survived")))
         rows.append(row(method, "frac_full", "share", _interval(data, "frac_full")))
         if fit is not None:
-            unit = f"{fit['K'].attrs['units']}/year"
-            rows.append(row(method, "annual_catch", unit, _interval(data, "annual_catch"), float(fit["K"])))
+            unit = f"{fit.stock.catch_unit}/year"
+            rows.append(row(method, "annual_catch", unit, _interval(data, "annual_catch"), fit.K))
     return rows
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from apps.fishery.policies import ConstantEscapement, ConstantMortality, PrecautionaryRamp
 from core.errors import InputError
+from core.seeds import stream
 from core.simulation import Draws, Policy, draw, episode_totals
 from simulators.fishery import YEARS, Fishery
 
@@ -118,7 +119,7 @@ def tune(
     Args:
         simulator: the world, at best in float32.
         rule: ``constant_mortality`` (M on [0, 0.5]), ``constant_escapement`` (S on [0, 1]) or ``precautionary_ramp``
-            (two rounds of alternating grids, y2 on [0, 1] then x1 < x2 on [0, 1], from the best constant mortality).
+            (two rounds of alternating grids, y2 on [0, 1] then x1 < x2 on [0, 1], from x1 = 0 and x2 = 0.05).
         replicates: episodes for each grid point, the same for all points.
         points: points on each axis; 101 for one harvested species and 51 for two if not given.
         seed: of the replicates.
@@ -139,7 +140,7 @@ def tune(
     if draws is None:
         if replicates < 1:
             raise InputError(f"replicates = {replicates}: must be at least 1")
-        draws = draw(simulator, horizon, replicates, seed, device)
+        draws = draw(simulator, horizon, replicates, stream(seed, "tuning"), device)
     grid, best = _TUNERS[rule](simulator, draws, points, progress or (lambda share: None))
     # A dim may not have the name of a scalar: the axis of a parameter that was tuned on it is told apart.
     dims = [f"{name}_axis" for name in grid.axes]
@@ -166,13 +167,12 @@ def _tune_escapement(simulator: Fishery, draws: Draws, points: int | None, repor
 
 
 def _tune_ramp(simulator: Fishery, draws: Draws, points: int | None, report: _Report) -> _Tuned:
-    rounds, stages = 2, 5
+    rounds, stages = 2, 4
 
     def stage(number: int) -> _Report:
         return lambda share: report((number + share) / stages)
 
-    start, _ = _tune_mortality(simulator, draws, points, stage(0))
-    y2 = list(start.best.values())
+    # The first grid is over y2 alone, so the search starts from x1 and x2.
     x1, x2 = 0.0, 0.05
     y2_axes = _axes(_names("y2", simulator), 1.0, points)
     x_axes = _axes(["x1", "x2"], 1.0, points)
@@ -184,7 +184,7 @@ def _tune_ramp(simulator: Fishery, draws: Draws, points: int | None, report: _Re
             y2_axes,
             draws,
             lambda p: -p.sum(1),
-            progress=stage(1 + 2 * k),
+            progress=stage(2 * k),
         )
         y2 = list(grid.best.values())
         grid = search(
@@ -194,7 +194,7 @@ def _tune_ramp(simulator: Fishery, draws: Draws, points: int | None, report: _Re
             draws,
             lambda p: p.sum(1),
             allowed=lambda p: p[:, 0] < p[:, 1],
-            progress=stage(2 + 2 * k),
+            progress=stage(1 + 2 * k),
         )
         x1, x2 = grid.best["x1"], grid.best["x2"]
     return grid, {**grid.best, **dict(zip(y2_axes, y2, strict=True))}

@@ -31,6 +31,8 @@ REGISTERED: dict[str, type] = {
 }
 """Classes that may stand in ``policy_kwargs`` of a saved model; add your own before saving and loading."""
 
+RECORD = ("algorithm", "policy", "observation_space", "action_space", "n_envs", "arguments", "counters")
+
 
 def save(model: DeviceAlgorithm, path: str | Path) -> None:
     """Write ``<path>.safetensors`` and ``<path>.json``, each atomically; see ``DeviceAlgorithm.save``."""
@@ -53,10 +55,10 @@ def save(model: DeviceAlgorithm, path: str | Path) -> None:
 def load(cls: type[Any], path: str | Path, env: Any, device: torch.device | str, replaced: dict[str, Any]) -> Any:
     """Rebuild a model; see ``DeviceAlgorithm.load``."""
     stem = _stem(path)
-    record = _read_record(Path(f"{stem}.json"))
+    record = files.read_json(Path(f"{stem}.json"), RECORD)
     kind = _algorithm(cls, record["algorithm"], f"{stem}.json")
     arguments = {name: _from_json(record["arguments"][name]) for name in kind.saved_arguments} | replaced
-    # The seed is kept but not applied: loading a model must not reset the generators of the process.
+    # The saved seed is kept but not applied: loading a model must not reset the generators of the process.
     seed = arguments.pop("seed")
     model = kind(record["policy"], env, device=device, _init_setup_model=False, **arguments)
     observation_space = _space_from_json(record["observation_space"])
@@ -71,6 +73,8 @@ def load(cls: type[Any], path: str | Path, env: Any, device: torch.device | str,
             raise InputError(f"{stem}.json: {error}") from error
     model._setup_model()
     model.seed = seed
+    if "seed" in replaced:
+        model.set_random_seed(seed)
     for name in kind.resumed_attributes:
         setattr(model, name, record["counters"][name])
     load_parameters(model, read_tensors(Path(f"{stem}.safetensors"))[0], f"{stem}.safetensors")
@@ -123,24 +127,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _algorithm(cls: type[Any], name: str, source: str) -> type[Any]:
     """The class of that name: ``cls`` or one derived from it."""
-    for kind in (cls, *cls.__subclasses__()):
+    kinds = [cls]
+    for kind in kinds:
         if kind.__name__ == name:
             return kind
+        kinds += kind.__subclasses__()
     raise InputError(f"{source}: algorithm {name!r}; allowed: {cls.__name__} and its variants")
 
 
 def _stem(path: str | Path) -> str:
     return str(path).removesuffix(".safetensors").removesuffix(".json")
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error})") from error
-    return record
 
 
 def _policy_name(model: DeviceAlgorithm) -> str:
@@ -214,4 +210,4 @@ def _space_from_json(record: dict[str, Any]) -> spaces.Space[Any]:
         return spaces.Box(low, high, tuple(fields["shape"]), np.dtype(fields["dtype"]).type)
     if kind == "MultiBinary" and len(fields["n"]) == 1:
         return spaces.MultiBinary(fields["n"][0])
-    return getattr(spaces, kind)(**fields)
+    return {"Discrete": spaces.Discrete, "MultiDiscrete": spaces.MultiDiscrete}[kind](**fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections import deque
@@ -38,7 +39,8 @@ class ResumeCallback(BaseCallback):
         self.every_seconds = every_seconds
 
     def _on_training_start(self) -> None:
-        self._saved_at = time.monotonic()
+        # Where nothing was saved yet, the first roll-out is preceded by a save: there is always a state to go back to.
+        self._saved_at = time.monotonic() if self.path.exists() else -math.inf
 
     def _on_rollout_start(self) -> None:
         if time.monotonic() - self._saved_at >= self.every_seconds:

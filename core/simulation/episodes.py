@@ -94,6 +94,8 @@ class Episodes:
             simulator.observation_space, scaled=scaled, view_range=observation_range, device=device
         )
         self.action = Scaling(simulator.action_space, scaled=scaled, device=device, name="action_space")
+        agents = () if simulator.agents == 1 else (simulator.agents,)
+        self._action_shape = torch.Size((num_envs, *agents, *(simulator.action_space.shape or ())))
         self._lockstep = assume_horizon
         self._age = 0
         self._nonfinite = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -135,6 +137,8 @@ class Episodes:
         """Advance every copy and leave the ones that ended where they are."""
         if self._state is None:
             raise InputError("step: called before reset")
+        if action.shape != self._action_shape:
+            raise InputError(f"action of shape {tuple(action.shape)}: must be {tuple(self._action_shape)}")
         domain_action = self.action.to_domain(action.to(self.device))
         step = self.simulator.step(self._state, domain_action, self._noise)
         finite = tree.finite(step.state, step.reward)

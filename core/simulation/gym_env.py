@@ -22,6 +22,18 @@ def to_numpy(value: Any) -> Any:
     return value.detach().cpu().numpy().copy() if isinstance(value, Tensor) else value
 
 
+def from_numpy(action: Any) -> Tensor:
+    """The action that a library's learner or a user handed over.
+
+    Raises:
+        InputError: it is not finite.
+    """
+    array = np.asarray(action)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InputError("action: holds a number that is not finite; allowed: finite numbers")
+    return torch.as_tensor(array)
+
+
 def single_agent(simulator: Simulator, view: str) -> None:
     """Refuse a multi-agent world, for which gymnasium has no place."""
     if simulator.agents != 1:
@@ -73,7 +85,7 @@ class GymEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Advance by one step."""
-        step = self.episodes.advance(torch.as_tensor(np.asarray(action)).unsqueeze(0))
+        step = self.episodes.advance(from_numpy(action).unsqueeze(0))
         info = self._first(step.info)
         if bool(step.nonfinite):
             info["nonfinite"] = True

@@ -11,7 +11,7 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from core.errors import InputError
 from core.simulation.episodes import Episodes
-from core.simulation.gym_env import single_agent, to_numpy
+from core.simulation.gym_env import from_numpy, single_agent, to_numpy
 from core.simulation.simulator import Simulator
 
 
@@ -69,7 +69,7 @@ class GymVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance every copy; arrays have the copies first."""
-        step = self.episodes.step(torch.as_tensor(np.asarray(actions)))
+        step = self.episodes.step(from_numpy(actions))
         terminated, truncated = to_numpy(step.terminated), to_numpy(step.truncated)
         done = terminated | truncated
         info = to_numpy(step.info)

@@ -93,7 +93,7 @@ def _episodes(simulator: Simulator, policy: Policy, draws: Draws) -> Iterator[_Y
             action = policy(simulator.observe(state, noise), state)
         step, nonfinite = finite_step(simulator, state, action, noise)
         nonfinite = nonfinite & alive
-        if bool((nonfinite & ~torch.isfinite(action).flatten(1).all(1)).any()):
+        if bool((nonfinite & ~torch.isfinite(action).reshape(len(alive), -1).all(1)).any()):
             raise InputError(f"step {t}: the policy returned an action that is not finite")
         if playing < len(alive):
             reward = torch.where(tree.expand_mask(alive, step.reward), step.reward, 0.0)

@@ -14,9 +14,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from core.errors import InputError
+from core.seeds import stream
 from core.simulation import tree
 from core.simulation.episodes import Episodes, VecStep
-from core.simulation.gym_env import to_numpy
+from core.simulation.gym_env import from_numpy, to_numpy
 from core.simulation.simulator import Observation, Simulator
 
 Indices = None | int | Iterable[int]
@@ -64,7 +65,6 @@ class SB3VecEnv(VecEnv):
             scaled=scaled,
             observation_range=observation_range,
             device=device,
-            seed=seed,
             assume_horizon=assume_horizon,
         )
         self.device = self.episodes.device
@@ -72,6 +72,7 @@ class SB3VecEnv(VecEnv):
         self._started = time.time()
         view = self.episodes.observation.view, self.episodes.action.view
         super().__init__(num_envs * simulator.agents, *view)
+        self.seed(seed)
 
     def reset_tensor(self) -> Observation:
         """Start every copy; ``(rows, ...)``."""
@@ -120,7 +121,7 @@ class SB3VecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keep the actions for ``step_wait``."""
-        self._actions = torch.as_tensor(np.asarray(actions))
+        self._actions = from_numpy(actions)
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """SB3's face of ``step_tensor``."""
@@ -135,8 +136,13 @@ class SB3VecEnv(VecEnv):
         """Nothing to release."""
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Reseed the world's generator, at once; None draws a seed."""
-        return [self.episodes.seed(seed)] * self.num_envs
+        """Reseed the world's generator, at once; None draws a seed.
+
+        SB3 hands over the seed of its own generator: the world takes another stream, or its noise would repeat the
+        noise of the actions.
+        """
+        drawn = self.episodes.seed(None if seed is None else stream(seed, "world"))
+        return [drawn if seed is None else seed] * self.num_envs
 
     def action_masks(self) -> np.ndarray:
         """Bool masks ``(rows, n)`` of the actions allowed now.

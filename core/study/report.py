@@ -30,20 +30,23 @@ class Picture:
 
 def write_report(store: Store, description: str, analysis: Analysis, summary: Summary) -> None:
     """Write ``results.nc``, ``figures/``, ``report.html`` and, last, ``summary.json``."""
-    data = analysis.data
+    runs = _run_attributes(store)
+    provenance = {name: _distinct(runs, name) for name in VERSIONS}
+    config = (store.root / "config.yaml").read_text(encoding="utf-8")
+    data = analysis.data.copy()
+    data.attrs |= {"study": summary.study, "config_hash": summary.config_hash, "config": config, **provenance}
     files.write(store.root / "results.nc", lambda path: data.to_netcdf(path, engine="h5netcdf"))
-    pictures = _draw(store.root / "figures", analysis.figures)
+    pictures = _draw(store, analysis.figures)
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
         Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
     )
-    runs = _run_attributes(store)
     html = page.render(
         summary=summary,
         description=description,
         notes=analysis.notes,
         pictures=pictures,
-        config=(store.root / "config.yaml").read_text(encoding="utf-8"),
-        provenance={name: _distinct(runs, name) for name in VERSIONS},
+        config=config,
+        provenance=provenance,
         runs=runs,
         counts={verdict: sum(c.holds is verdict for c in summary.claims) for verdict in (True, False, None)},
         groups=side_by_side(summary.table),
@@ -53,15 +56,17 @@ def write_report(store: Store, description: str, analysis: Analysis, summary: Su
     files.write_json(store.root / "summary.json", summary.content())
 
 
-def _draw(folder: Path, figures: list[Figure]) -> list[Picture]:
+def _draw(store: Store, figures: list[Figure]) -> list[Picture]:
     """Draw each figure as PNG and PDF, and remove those of an earlier report."""
     from matplotlib import pyplot  # here, because the workers have no use for it
 
+    folder = store.root / "figures"
     folder.mkdir(exist_ok=True)
-    names = {figure.name for figure in figures}
-    for path in folder.iterdir():
-        if path.suffix in (".png", ".pdf") and path.stem not in names:
-            path.unlink()
+    earlier = set(store.manifest().get("figures", []))
+    own = {f"{figure.name}.{kind}" for figure in figures for kind in ("pdf", "png")}
+    store.update(figures=sorted(earlier | own))  # before they are there: what is listed is ours to remove
+    for name in earlier - own:
+        (folder / Path(name).name).unlink(missing_ok=True)
     pictures = []
     for figure in figures:
         drawing = figure.draw()
@@ -71,6 +76,7 @@ def _draw(folder: Path, figures: list[Figure]) -> list[Picture]:
             files.write(folder / f"{figure.name}.{kind}", buffer.getvalue())
         pyplot.close(drawing)
         pictures.append(Picture(figure.name, figure.caption, base64.b64encode(buffer.getvalue()).decode()))
+    store.update(figures=sorted(own))
     return pictures
 
 

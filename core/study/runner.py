@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, wait
 
 from core.errors import InputError
 from core.study.analysis import StudyError
@@ -14,10 +14,11 @@ from core.study.store import Store
 from core.study.task import Outcome, Task, execute
 
 POLL_SECONDS = 0.5
+KEEP_SECONDS = 15.0
 
 
-def resolve_device(device: str, engine: Engine) -> str:
-    """``cpu`` or ``cuda``, where ``auto`` takes a GPU that the engine has.
+def resolve_device(device: str, has_gpu: bool) -> str:
+    """``cpu`` or ``cuda``, where ``auto`` takes a GPU if there is one.
 
     Raises:
         InputError: an unknown device, or ``cuda`` without a GPU.
@@ -26,7 +27,7 @@ def resolve_device(device: str, engine: Engine) -> str:
         raise InputError(f"--device {device}: must be auto, cpu or cuda")
     if device == "cpu":
         return device
-    if engine.has_gpu():
+    if has_gpu:
         return "cuda"
     if device == "cuda":
         raise InputError("--device cuda: there is no CUDA device; allowed here: auto, cpu")
@@ -46,6 +47,7 @@ class Runner:
         self._config_hash = store.manifest()["config_hash"]
         self._waiting = [key for key in runs if not store.finished(key)]
         self._failed: dict[str, str] = {}
+        self._suspects: set[str] = set()
         self._watch = Watch(store, len(runs), len(runs) - len(self._waiting))
         self._futures: dict[Future[Outcome], str] = {}
 
@@ -57,36 +59,57 @@ class Runner:
         """
         if self._watch.done:
             self._display.note(f"{self._watch.done} of {self._watch.total} runs were finished before")
-        clock = time.monotonic()
-        self._submit()
-        while self._futures:
-            finished, _ = wait(self._futures, POLL_SECONDS, FIRST_COMPLETED)
-            self._display.show(self._watch)
-            for future in finished:
-                self._end(self._futures.pop(future), future)
-            if finished:
-                now = time.monotonic()
-                self._store.update(seconds=self._store.manifest()["seconds"] + now - clock)
-                clock = now
-                self._submit()
+        if not self._waiting:
+            return
+        self._clock = time.monotonic()
+        try:
+            self._submit()
+            while self._futures:
+                finished, _ = wait(self._futures, POLL_SECONDS, FIRST_COMPLETED)
+                self._display.show(self._watch)
+                for future in finished:
+                    self._end(self._futures.pop(future), future)
+                if finished or time.monotonic() - self._clock > KEEP_SECONDS:
+                    self._keep_time()
+                if finished:
+                    self._submit()
+        finally:
+            self._keep_time()
         if self._failed:
             raise StudyError(self._failures())
 
+    def _keep_time(self) -> None:
+        now = time.monotonic()
+        self._store.update(seconds=self._store.manifest()["seconds"] + now - self._clock)
+        self._clock = now
+
     def _submit(self) -> None:
         ready = [key for key in self._waiting if all(map(self._store.finished, self._needs[key]))]
-        for key in ready[: self._engine.slots - len(self._futures)]:
+        unsuspected = [key for key in ready if key not in self._suspects]
+        chosen = unsuspected[: self._engine.slots - len(self._futures)]
+        # What was under way when a worker died is done once more, alone: then it is known which run is at fault.
+        if not unsuspected and not self._futures:
+            chosen = ready[:1]
+        for key in chosen:
             self._waiting.remove(key)
             self._watch.add(key, self._runs[key])
-            task = Task(self._store.root, self._config_hash, self._runs[key], self._device)
+            task = Task(self._store.root.absolute(), self._config_hash, self._runs[key], self._device)
             self._futures[self._engine.submit(execute, task)] = key
 
     def _end(self, key: str, future: Future[Outcome]) -> None:
         run = self._runs[key]
         try:
             outcome = future.result()
-        except Exception as error:  # the engine lost the worker: every error of the run itself is in its outcome
+        except BrokenExecutor:
+            if key not in self._suspects:
+                self._watch.remove(key)
+                self._suspects.add(key)
+                self._waiting.append(key)
+                return
             reason = "a worker process died (out of memory, killed, or a script without a main guard)"
-            outcome = Outcome(0.0, f"{type(error).__name__}: {reason}")
+            outcome = Outcome(0.0, reason)
+        except Exception as error:  # of the engine: every error of the run itself is in its outcome
+            outcome = Outcome(0.0, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
         self._watch.remove(key)
         if outcome.error:
             self._failed[key] = f"{run.label} [{key}]: {outcome.error}"

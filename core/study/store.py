@@ -17,9 +17,8 @@ from core import files
 from core.errors import InputError
 from core.study.provenance import version
 
-HASH = re.compile(r"[0-9a-f]{16}")
-OWN_FILES = ("config.yaml", "manifest.json", "summary.json", "results.nc", "report.html")
-OWN_FOLDERS = ("runs", "products", "figures")
+OWN_FOLDER = re.compile(r"[0-9a-f]{16}(\.making)?")
+OWN_FILES = ("config.yaml", "summary.json", "results.nc", "report.html", "manifest.json")
 
 
 class Store:
@@ -118,18 +117,22 @@ class Store:
             yield
 
     def clear(self) -> None:
-        """Remove what a study writes, and nothing else."""
-        for name in OWN_FILES:
-            (self.root / name).unlink(missing_ok=True)
-        for name in OWN_FOLDERS:
+        """Remove what a study writes, and nothing else; the manifest last: a clearing that was stopped can go on."""
+        for name in ("runs", "products"):
             folder = self.root / name
             for path in folder.iterdir() if folder.is_dir() else ():
-                if path.is_dir() and name != "figures" and HASH.match(path.name):
+                if path.is_dir() and OWN_FOLDER.fullmatch(path.name):
                     shutil.rmtree(path)
-                elif path.name.endswith(".lock") or (name == "figures" and path.suffix in (".png", ".pdf")):
+                elif path.name.endswith(".lock"):
                     path.unlink()
+        for name in self.manifest().get("figures", []):
+            (self.root / "figures" / Path(name).name).unlink(missing_ok=True)
+        for name in ("runs", "products", "figures"):
+            folder = self.root / name
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
+        for name in OWN_FILES:
+            (self.root / name).unlink(missing_ok=True)
 
 
 def write_result(path: Path, result: xr.Dataset, attributes: Mapping[str, str | int | float]) -> None:

@@ -105,7 +105,7 @@ class Study(Config):
         try:
             with ExitStack() as held:
                 with open_engine(engine, address, workers, len(runs), device) as workshop:
-                    target = resolve_device(device, workshop)
+                    target = resolve_device(device, workshop.has_gpu())
                     held.enter_context(store.open(self.study, self.hash, self.to_yaml(), fresh=fresh))
                     with closing(make_display(quiet)) as display:
                         Runner(store, runs, workshop, target, display).run()

@@ -43,7 +43,7 @@ def parse(text: str, origin: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{origin}: {line}{error.problem}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
         raise InputError(f"{origin}: not YAML: {str(error).splitlines()[0]}") from error
 
 

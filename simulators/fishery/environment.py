@@ -5,16 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from core.simulation import GymEnv
-from simulators.fishery.world import YEARS, model
+from simulators.fishery import world
 
 
-def make(number: int = 3, *, horizon: int | None = YEARS, scaled: bool = True, **options: Any) -> GymEnv:
+def make(model: int = 3, *, horizon: int | None = world.YEARS, scaled: bool = True, **options: Any) -> GymEnv:
     """One copy of a model as a gymnasium environment.
 
     Args:
-        number: model of the paper, 1 to 4.
+        model: model of the paper, 1 to 4.
         horizon: years after which the episode is truncated; None for never.
         scaled: observations and actions in [-1, 1] (a learner's view) instead of populations and mortalities.
         **options: see ``simulators.fishery.model``.
     """
-    return GymEnv(model(number, **options), horizon=horizon, scaled=scaled)
+    return GymEnv(world.model(model, **options), horizon=horizon, scaled=scaled)

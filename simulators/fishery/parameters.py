@@ -9,6 +9,7 @@ approximate solutions better than approximate models", Bull. Math. Biol., sectio
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,15 +19,15 @@ from core.errors import InputError
 def _require_positive(parameters: object, *names: str) -> None:
     for name in names:
         value = getattr(parameters, name)
-        if not value > 0:
-            raise InputError(f"parameters.{name} = {value}: must be greater than 0")
+        if not 0 < value < math.inf:
+            raise InputError(f"parameters.{name} = {value}: must be greater than 0 and finite")
 
 
 def _require_non_negative(parameters: object, *names: str) -> None:
     for name in names:
         value = getattr(parameters, name)
-        if not value >= 0:
-            raise InputError(f"parameters.{name} = {value}: must be at least 0")
+        if not 0 <= value < math.inf:
+            raise InputError(f"parameters.{name} = {value}: must be at least 0 and finite")
 
 
 @dataclass(frozen=True)

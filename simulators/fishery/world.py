@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -93,21 +94,22 @@ class Fishery:
         species = len(self.parameters.species)
         if not 1 <= self.harvested <= species:
             raise InputError(f"harvested = {self.harvested}: must be between 1 and {species}")
-        if not self.sigma >= 0:
-            raise InputError(f"sigma = {self.sigma}: must be at least 0")
+        for name in ("sigma", "initial_std", "penalty", "cost"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} = {getattr(self, name)}: must be at least 0 and finite")
         if not 0 <= self.threshold < min(self.parameters.capacities):
             raise InputError(
                 f"threshold = {self.threshold}: must be at least 0 and below the carrying capacity "
                 f"{min(self.parameters.capacities)}"
             )
-        if len(self.initial) != species or not all(n > 0 for n in self.initial):
-            raise InputError(f"initial = {self.initial}: must be {species} populations greater than 0")
-        if not self.initial_std >= 0:
-            raise InputError(f"initial_std = {self.initial_std}: must be at least 0")
-        if self.weights and len(self.weights) != self.harvested:
-            raise InputError(f"weights = {self.weights}: must be {self.harvested} numbers, one a harvested species")
-        if not self.bound > 0:
-            raise InputError(f"bound = {self.bound}: must be greater than 0")
+        if len(self.initial) != species or not all(self.threshold < n < math.inf for n in self.initial):
+            raise InputError(
+                f"initial = {self.initial}: must be {species} finite populations above the threshold {self.threshold}"
+            )
+        if self.weights and (len(self.weights) != self.harvested or not all(map(math.isfinite, self.weights))):
+            raise InputError(f"weights = {self.weights}: must be {self.harvested} finite numbers, one a species")
+        if not 0 < self.bound < math.inf:
+            raise InputError(f"bound = {self.bound}: must be greater than 0 and finite")
         if self.variant is None:
             return
         if self.variant not in VARIANTS:

@@ -65,10 +65,19 @@ def test_train_then_evaluate_the_policy(szilard, tmp_path):
     small = [f"--set={s}" for s in ("timesteps=1024", "n_envs=16", "n_steps=16", "batch_size=128", "n_epochs=1")]
     folder = tmp_path / "policy"
     assert szilard("fishery", "train", "--model", 3, "--out", folder, *small)[0] == 0
-    assert szilard("fishery", "train", "--model", 3, "--out", folder, *small)[0] == 0  # nothing is left to do
+    curve = (folder / "curve.jsonl").read_text()
+    assert len(curve.splitlines()) == 4
+    assert szilard("fishery", "train", "--model", 3, "--out", folder, *small)[0] == 0
+    assert (folder / "curve.jsonl").read_text() == curve  # nothing was left to do
     code, text, _ = szilard("fishery", "evaluate", "--model", 3, "--policy", folder, "--replicates", 20)
     assert code == 0
     assert "no extinction" in text
+    code, _, err = szilard("fishery", "evaluate", "--model", 4, "--policy", folder, "--replicates", 20)
+    assert code == 0
+    assert "trained in another world" in err
+    code, _, err = szilard("fishery", "evaluate", "--model", 2, "--policy", folder, "--replicates", 20)
+    assert code == 2
+    assert "trained for 3 observed and 2 harvested species; this world has 3 and 1" in err
     code, _, err = szilard("fishery", "train", "--model", 4, "--out", folder, *small)
     assert code == 2
     assert "holds a training with another world, seed or settings" in err
@@ -147,8 +156,11 @@ REFUSALS = [
     ),
     ([*WORLD, "--stock", "absent.csv"], "absent.csv"),
     ([*WORLD, "--model", "1", "--out", "OUT/missing/a.nc"], "does not exist"),
+    ([*WORLD, "--model", "1", "--out", "OUT.csv"], "must end in .nc"),
+    ([*WORLD, "--model", "1", "--parameter", "r=inf"], "parameters.r = inf: must be greater than 0 and finite"),
+    ([*WORLD, "--model", "1", "--sigma", "nan"], "sigma = nan: must be at least 0 and finite"),
+    (["fishery", "train", "--model", "3", "--out", "OUT", "--set", "net=[-4]"], "net.0 = -4: must be"),
     (["fishery", "tune", "magic", "--model", "1"], "rule = 'magic': must be one of"),
-    (["fishery", "tune", "constant_mortality", "--model", "1", "--points", "1"], "must be at least 2"),
     (["fishery", "solve", "--model", "3"], "takes one-species models"),
     (["fishery", "evaluate", "--model", "3", "--policy", "OUT"], "holds no trained policy"),
     (["fishery", "evaluate", "--model", "3"], "give either --rule or --policy"),
@@ -164,6 +176,9 @@ REFUSALS = [
     ([*QUICK, "--set", "seeds=0"], "seeds = 0: must be greater than or equal to 1"),
     ([*QUICK, "--set", "seedz=1"], "seedz: unknown key; known here:"),
     ([*QUICK, "--set", "scenarios.2.stock=absent.csv"], "absent.csv"),
+    ([*QUICK, "--set", "scenarios.2.exponent=20"], "scenarios.2.exponent = 20: must be less than or equal to 10"),
+    ([*QUICK, "--set", "scenarios.2.stock=nz_rock_lobster", "--set", "scenarios.2.initial=free"], "not identified"),
+    ([*QUICK, "--set", "scenarios.0.observe_time=true"], "ppo_gp knows populations alone"),
     (["fishery", "run", "absent.yaml"], "absent.yaml: no such file; packaged studies of fishery: paper, quick, stock"),
     (["fishery", "report", "OUT"], "holds no study"),
 ]
@@ -180,6 +195,32 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(szilard, tmp_path, argu
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fishery", "fit", "namibian_hake", "--out", "FILE"], "is a file, not a folder"),
+        (["fishery", "train", "--model", "3", "--out", "FILE"], "is a file, not a folder"),
+        (["fishery", "run", "quick", "--out", "FILE"], "not a folder"),
+        (["fishery", "simulate", "--model", "3", "--out", "FOLDER.nc"], "is a folder"),
+        (["fishery", "evaluate", "--model", "3", "--policy", "POLICY"], "training.json: not JSON"),
+    ],
+)
+def test_what_is_there_is_not_touched(szilard, tmp_path, arguments, message):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder.nc").mkdir()
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "policy.safetensors").touch()
+    (tmp_path / "policy" / "training.json").write_text("{")
+    names = {"FILE": "file", "FOLDER.nc": "folder.nc", "POLICY": "policy"}
+    before = sorted(tmp_path.rglob("*"))
+    code, _, err = szilard(*(str(tmp_path / names[a]) if a in names else a for a in arguments))
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 BAD_CSV = {
     "year,catch\n1990,1\n": "year,catch,index",
     CSV.replace("1995,15", "1994,15"): "1994",
@@ -194,7 +235,7 @@ BAD_CSV = {
 }
 
 
-@pytest.mark.parametrize(("content", "message"), BAD_CSV.items(), ids=[m for m in BAD_CSV.values()])
+@pytest.mark.parametrize(("content", "message"), BAD_CSV.items(), ids=BAD_CSV.values())
 def test_a_bad_table_is_refused_with_file_and_place(szilard, tmp_path, content, message):
     path = tmp_path / "bad.csv"
     path.write_text(content)

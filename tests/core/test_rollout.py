@@ -7,7 +7,7 @@ import torch
 from core.errors import InputError
 from core.simulation import draw, episode_totals, rollout, tree
 from simulators.fishery import model
-from tests.core.worlds import Drift, Duo
+from tests.core.worlds import Corridor, Drift, Duo
 
 WORLDS = [model(1, dtype=torch.float64), model(3, dtype=torch.float64), model(4, dtype=torch.float64)]
 
@@ -112,6 +112,13 @@ def test_what_is_recorded_has_names_units_and_coordinates():
 def test_rewards_of_agents_are_recorded_agent_by_agent():
     data = rollout(Duo(), lambda o, s: torch.zeros_like(o[..., :1]), 5, 3)
     assert data["reward"].dims == ("rep", "time", "agent")
+
+
+def test_discrete_actions_roll_out():
+    """Two steps to the right end of the corridor, whose last one pays."""
+    data = rollout(Corridor(), lambda cell, state: torch.ones_like(cell), 5, 3)
+    assert data["length"].values.tolist() == [2, 2, 2]
+    assert data["reward"].values.tolist() == [[0, 1, 0, 0, 0]] * 3
 
 
 def test_a_policy_with_memory_is_told_to_forget():

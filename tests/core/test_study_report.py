@@ -64,7 +64,7 @@ def test_report_comes_again_from_the_stored_results_alone(tmp_path: Path) -> Non
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*")}
     assert again.content()["table"] == first.content()["table"]
     assert again.report.exists()
-    assert not (tmp_path / "figures" / "old.png").exists()
+    assert (tmp_path / "figures" / "old.png").exists()  # not ours, not removed
 
 
 def test_terminal_shows_table_claims_and_last_the_report(

@@ -103,10 +103,11 @@ def test_a_run_that_raises_does_not_stop_the_others(tmp_path: Path, workers: int
         study.report(tmp_path / "out")
 
 
-def test_a_worker_that_dies_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_worker_that_dies_takes_only_its_own_run_along(tmp_path: Path, workers: int) -> None:
     study = ToyStudy(study="toy", seeds=3, fault="exit")
     with pytest.raises(StudyError, match=r"walk 2 .*a worker process died"):
-        study.run(tmp_path / "out", workers=1, quiet=True)
+        study.run(tmp_path / "out", workers=workers, quiet=True)
     assert positions(tmp_path / "out").keys() == {0, 1}
 
 

@@ -65,6 +65,25 @@ def test_a_folder_that_is_no_study_is_refused_and_left_alone(tmp_path: Path) -> 
         study.report(tmp_path)
 
 
+def test_clearing_leaves_what_is_not_ours_and_goes_on_where_it_stopped(tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    ToyStudy(study="toy").run(out, workers=0, quiet=True)
+    mine = [out / "figures" / "mine.png", out / "runs" / "0123456789abcdef-copy" / "notes.txt"]
+    mine[1].parent.mkdir()
+    for path in mine:
+        path.write_text("mine")
+
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", stop)
+    with pytest.raises(KeyboardInterrupt):
+        ToyStudy(study="toy").run(out, workers=0, quiet=True, fresh=True)
+    monkeypatch.undo()
+    ToyStudy(study="other").run(out, workers=0, quiet=True, fresh=True)
+    assert all(path.read_text() == "mine" for path in mine)
+
+
 def test_a_second_process_on_the_same_folder_is_refused(tmp_path: Path) -> None:
     code = (
         "import sys; from tests.core.toy_study import ToyStudy\n"

@@ -328,6 +328,17 @@ def test_seed_replays_and_attributes_are_the_worlds():
         env.set_attr("sigma", 0.2)
 
 
+def test_the_world_and_the_learner_share_no_noise():
+    """SB3 seeds torch's own generator and the environment alike; their normals must not be the same ones."""
+    env = SB3VecEnv(model(3), 64)
+    torch.manual_seed(7)
+    actions = torch.randn(64 * 3)
+    env.seed(7)
+    env.reset()
+    world = env.episodes._noise.growth.flatten()
+    assert not torch.isclose(actions.sort().values, world.sort().values, atol=1e-6).any()
+
+
 def test_masks_are_found_as_sb3_contrib_looks_for_them():
     env = SB3VecEnv(Corridor(), 2)
     env.reset()
@@ -343,7 +354,8 @@ def test_masks_are_found_as_sb3_contrib_looks_for_them():
 @pytest.mark.parametrize("shared", [False, True])
 def test_agents_become_rows_copy_by_copy(shared):
     world = Duo(shared=shared)
-    env = SB3VecEnv(world, 3, horizon=5, seed=1)
+    env = SB3VecEnv(world, 3, horizon=5)
+    env.episodes.seed(1)
     assert env.num_envs == 6
     rows = torch.as_tensor(env.reset()).reshape(3, 2, 2)
     # Each agent sees itself first and the other second.

@@ -261,16 +261,21 @@ def test_fixed_points_stay_where_they_are_and_fold_at_the_tipping_points():
 
 def test_the_year_is_seen_when_asked_for():
     world = model(3, observe_time=True)
-    observation = world.observe(world.reset(4, torch.Generator()))
-    assert observation.shape == (4, 4)
-    assert world.observation_space.shape == (4,)
+    state = world.reset(4, torch.Generator())
+    noise, action = world.noise(4, torch.Generator()), torch.zeros(4, 2)
+    for year in range(3):
+        observation = world.observe(state)
+        assert torch.equal(observation[:, :3], state.population)
+        assert observation[:, 3].tolist() == [year] * 4
+        state = world.step(state, action, noise).state
+    assert world.observation_space.high.tolist() == [2, 2, 2, YEARS]
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])
 def test_the_checkers_of_gymnasium_and_sb3_pass(number):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gymnasium.make("Fishery-v0", number=number)
+        env = gymnasium.make("Fishery-v0", model=number)
         check_env(env.unwrapped, skip_render_check=True)
         sb3_check_env(env.unwrapped)
 
@@ -278,18 +283,34 @@ def test_the_checkers_of_gymnasium_and_sb3_pass(number):
 def test_every_view_plays_the_same_game():
     """Scaled views of one copy, of a batch, and of SB3 give the world's own rewards."""
     world = model(3)
-    single, vector = GymEnv(world, horizon=YEARS), GymVectorEnv(world, 3, horizon=YEARS)
-    sb3 = SB3VecEnv(world, 3, horizon=YEARS, seed=11)
-    single.reset(seed=11)
-    first, _ = vector.reset(seed=11)
-    np.testing.assert_array_equal(first, sb3.reset())
-    np.testing.assert_allclose(
-        first, 2 * world.reset(3, torch.Generator().manual_seed(11)).population / 2 - 1, atol=1e-6
-    )
-    action = np.full((3, 2), -0.5, np.float32)  # mortality 0.25
-    _, reward, *_ = vector.step(action)
-    np.testing.assert_array_equal(reward, sb3.step(action)[1])
-    np.testing.assert_allclose(reward, 0.25 * (first[:, 0] + first[:, 1] + 2), rtol=1e-5)
+    single, vector = GymEnv(world, horizon=YEARS), GymVectorEnv(world, 1, horizon=YEARS)
+    sb3 = SB3VecEnv(world, 1, horizon=YEARS)
+    first, _ = single.reset(seed=11)
+    np.testing.assert_array_equal(first, vector.reset(seed=11)[0][0])
+    sb3.episodes.seed(11)  # SB3's own seed() gives the world another stream than the learner's
+    np.testing.assert_array_equal(first, sb3.reset()[0])
+    assert abs(first + 1 - np.array([0.5, 0.5, 0.7])).max() < 0.1
+    for _ in range(5):
+        before, action = first, np.full(2, -0.5, np.float32)  # mortality 0.25
+        first, reward, *_ = single.step(action)
+        batched, rewards, *_ = vector.step(action[None])
+        seen, earned, *_ = sb3.step(action[None])
+        np.testing.assert_array_equal(first, batched[0])
+        np.testing.assert_array_equal(first, seen[0])
+        assert reward == rewards[0] == earned[0] == pytest.approx(0.25 * (before[0] + before[1] + 2), rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [GymEnv, lambda w: GymVectorEnv(w, 4), lambda w: SB3VecEnv(w, 4)])
+def test_every_view_refuses_actions_that_are_none(make):
+    env = make(model(3))
+    env.reset()
+    copies = getattr(env, "num_envs", None)
+    good = np.zeros((2,) if copies is None else (copies, 2), np.float32)
+    env.step(good)
+    with pytest.raises(InputError, match="not finite"):
+        env.step(np.where(np.arange(2) == 1, np.nan, good))
+    with pytest.raises(InputError, match=r"action of shape .*: must be "):
+        env.step(good[..., :1])
 
 
 REFUSALS = [
@@ -305,8 +326,11 @@ REFUSALS = [
     (lambda: model(4, variant="k_fluct"), "Model 4 is Model 3 with rx_drift"),
     (lambda: model(3, variant="y_abiotic", harvested=2), "a forced species cannot be harvested"),
     (lambda: model(3, harvested=4), "harvested = 4: must be between 1 and 3"),
-    (lambda: model(3, initial=(0.5, 0.5)), "must be 3 populations greater than 0"),
-    (lambda: model(3, weights=(1.0,)), "one a harvested species"),
+    (lambda: model(3, initial=(0.5, 0.5)), "must be 3 finite populations above the threshold 0.05"),
+    (lambda: model(3, weights=(1.0,)), "must be 2 finite numbers, one a species"),
+    (lambda: model(3, sigma=math.inf), "sigma = inf: must be at least 0 and finite"),
+    (lambda: model(3, parameters={"K_x": math.inf}), "parameters.K_x = inf: must be greater than 0 and finite"),
+    (lambda: stock_world(0.3, 0.03), "finite populations above the threshold 0.05"),
     (lambda: model(3, bound=0.0), "bound = 0.0: must be greater than 0"),
 ]
 
