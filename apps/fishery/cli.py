@@ -36,6 +36,7 @@ from core.study import StudyError, add_study_commands
 from core.study.commands import Device
 from core.study.loading import load_values
 from core.study.numbers import estimate
+from core.study.provenance import provenance
 from core.study.runner import resolve_device
 from simulators.fishery import YEARS, Fishery, fixed_points, model, stock_world
 from simulators.fishery.stocks import read_stock
@@ -141,6 +142,7 @@ def _write(path: Path | None, data: xr.Dataset) -> None:
     """Write NetCDF and, beside it, the CSV of a roll-out."""
     if path is None:
         return
+    data = data.assign_attrs(command=" ".join(sys.argv[1:]), **provenance(torch.device("cpu")))
     files.write(path, lambda temporary: data.to_netcdf(temporary, engine="h5netcdf"))
     print(path)
     if "population" in data and "time" in data["population"].dims:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import dataclasses
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from core import files
 from core.study import numbers
-from core.study.analysis import Analysis, Figure, Summary, side_by_side
+from core.study.analysis import Analysis, Figure, Row, Summary, side_by_side
 from core.study.store import Store
 
 VERSIONS = ("version", "commit", "python", "torch", "numpy", "xarray", "device", "threads")
@@ -29,7 +31,7 @@ class Picture:
 
 
 def write_report(store: Store, description: str, analysis: Analysis, summary: Summary) -> None:
-    """Write ``results.nc``, ``figures/``, ``report.html`` and, last, ``summary.json``."""
+    """Write ``results.nc``, ``figures/``, ``report.html``, ``table.csv`` and, last, ``summary.json``."""
     runs = _run_attributes(store)
     provenance = {name: _distinct(runs, name) for name in VERSIONS}
     config = (store.root / "config.yaml").read_text(encoding="utf-8")
@@ -53,7 +55,18 @@ def write_report(store: Store, description: str, analysis: Analysis, summary: Su
         numbers=numbers,
     )
     files.write(summary.report, html)
+    files.write(store.root / "table.csv", _table_csv(summary))
     files.write_json(store.root / "summary.json", summary.content())
+
+
+def _table_csv(summary: Summary) -> str:
+    """The table for spreadsheets and for other languages; a number that is absent leaves its cell empty."""
+    rows = summary.content()["table"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _draw(store: Store, figures: list[Figure]) -> list[Picture]:

@@ -18,7 +18,7 @@ from core.errors import InputError
 from core.study.provenance import version
 
 OWN_FOLDER = re.compile(r"[0-9a-f]{16}(\.making)?")
-OWN_FILES = ("config.yaml", "summary.json", "results.nc", "report.html", "manifest.json")
+OWN_FILES = ("config.yaml", "summary.json", "table.csv", "results.nc", "report.html", "manifest.json")
 
 
 class Store:

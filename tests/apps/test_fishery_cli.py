@@ -39,6 +39,8 @@ def test_simulate_writes_every_year(szilard, tmp_path):
     assert "return" in text
     data = xr.load_dataset(out, engine="h5netcdf")
     assert data["population"].sizes == {"rep": 5, "time": 30, "species": 3}
+    assert data.attrs["command"].startswith("fishery simulate --model 3")
+    assert {"version", "commit", "seed"} <= data.attrs.keys()
     np.testing.assert_allclose(data["mortality"].sel(harvested="Y").values[data["alive"].values], 0.1)
     lines = (tmp_path / "sim.csv").read_text().splitlines()
     assert len(lines) == 1 + 5 * 30 * 3  # a line a replicate, year and species

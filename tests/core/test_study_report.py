@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -64,6 +65,11 @@ def test_report_comes_again_from_the_stored_results_alone(tmp_path: Path) -> Non
     assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/*")}
     assert again.content()["table"] == first.content()["table"]
     assert again.report.exists()
+    with (tmp_path / "table.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [row["method"] for row in rows] == [row.method for row in first.table]
+    assert float(rows[0]["mean"]) == first.table[0].mean
+    assert rows[1]["mean"] == ""  # not a number
     assert (tmp_path / "figures" / "old.png").exists()  # not ours, not removed
 
 
