@@ -12,6 +12,7 @@ import torch
 import typer
 import xarray as xr
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -432,9 +433,9 @@ def _print_fit(found: SurplusProductionFit, file: str) -> None:
     for name, text in units.items():
         ends = found.intervals[name]
         low, high = ("open" if is_open else f"{end:.4g}" for end, is_open in zip(ends[:2], ends[2:], strict=True))
-        table.add_row(name, f"{getattr(found, name):.4g}", f"[{low}, {high}]", text)
-    table.add_row("biomass after the last catch / K", f"{found.biomass_next / found.K:.3f}", "", "")
-    table.add_row("first biomass / K", f"{found.initial_depletion:.3f}", "", "")
+        table.add_row(name, f"{getattr(found, name):.4g}", escape(f"[{low}, {high}]"), text)
+    table.add_row("B after the last catch / K", f"{found.biomass_next / found.K:.3f}", "", "")
+    table.add_row("first B / K", f"{found.initial_depletion:.3f}", "", "")
     table.add_row("sigma (observation)", f"{found.sigma:.3f}", "", "log")
     Console(highlight=False).print(table)
     changes = {"stock": file, "exponent": found.exponent, "initial": found.initial}
