@@ -103,7 +103,7 @@ def test_fit_prints_intervals_in_the_datas_units(szilard, tmp_path):
     assert "thousand tonnes/year" in text
     assert (tmp_path / "hake" / "fit.png").exists()
     text = szilard("fishery", "fit", "nz_rock_lobster")[1]
-    assert "[open, 0.0" in text  # the profile of r meets its lower bound
+    assert "[open, 0.15" in text  # the profile of r meets its lower bound
     code, text, _ = szilard("fishery", "fit", "nz_rock_lobster", "--initial", "free")
     assert code == 0
     assert "not identified: r" in text
