@@ -104,7 +104,7 @@ def policy_slices(simulator: Fishery, policy: Policy, points: int = 61) -> xr.Da
         Dataset with ``slice_mortality`` (harvested, slice_population, slice_predator): in a three-species world the
         other prey stands at 0.45 and the predator at 0.6, 1.0 and 1.4; in a one-species world there is one slice.
     """
-    axis = torch.linspace(0, 1.2, points, dtype=simulator.dtype)
+    axis = torch.linspace(simulator.threshold, 1.2, points, dtype=simulator.dtype)
     species, fleet = simulator.species, simulator.species[: simulator.harvested]
     predators = PREDATORS if len(species) == 3 else (float("nan"),)
     values = np.empty((len(fleet), points, len(predators)))

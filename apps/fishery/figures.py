@@ -33,13 +33,28 @@ NAMES = {
     "ppo_sampled": "PPO, sampled actions",
     "ppo_gp": "PPO + Gaussian process",
 }
+_COLOURS = {
+    "unharvested": "#7f7f7f",
+    "constant_mortality": "#1f4e9c",
+    "constant_mortality_0.95": "#4f7fc4",
+    "constant_mortality_0.9": "#86aadd",
+    "constant_mortality_0.8": "#bcd2f0",
+    "constant_escapement": "#2a9d4a",
+    "precautionary_ramp": "#8c6d1f",
+    "dynamic_programming": "#111111",
+    "dynamic_programming_time_aware": "#8e44ad",
+    "poor_model": "#e377c2",
+    "ppo": "#d62728",
+    "ppo_sampled": "#ff9896",
+    "ppo_gp": "#ff7f0e",
+}
+"""The same colour for a method in every figure; related methods share a hue."""
+
+_DASHES = {"constant_escapement": (0, (6, 3)), "dynamic_programming_time_aware": (0, (1, 2)), "ppo_gp": (0, (4, 2))}
+"""Dashes for lines that lie on top of others."""
+
 SPECIES_COLOURS = ("#0072b2", "#d55e00", "#009e73")
 """Blue, vermilion, green: told apart with any colour vision (Okabe and Ito 2008)."""
-
-
-def _colour(method: str) -> tuple[float, float, float]:
-    """A colour of each method, the same in every figure."""
-    return colormaps["tab20"](list(NAMES).index(method) % 20)[:3]
 
 
 def _pooled(data: Sequence[xr.Dataset], name: str) -> np.ndarray:
@@ -57,7 +72,7 @@ def _mean(data: Sequence[xr.Dataset], name: str) -> tuple[float, float, float]:
     return interval.mean, interval.low, interval.high
 
 
-def _errorbar(axes: Axes, x: tuple[float, float, float], y: float, colour: tuple[float, float, float]) -> None:
+def _errorbar(axes: Axes, x: tuple[float, float, float], y: float, colour: str) -> None:
     axes.errorbar(
         x[0],
         y,
@@ -78,7 +93,7 @@ def returns(scenario: str, found: Found) -> Drawing:
     drawing = Drawing(figsize=(9, 1.2 + 0.42 * len(methods)), layout="constrained")
     left, right = drawing.subplots(1, 2, sharey=True, width_ratios=[2.2, 1])
     for i, method in enumerate(methods):
-        values, colour = _pooled(found[method], "return").ravel(), _colour(method)
+        values, colour = _pooled(found[method], "return").ravel(), _COLOURS[method]
         if np.ptp(values) > 0:
             body = left.violinplot(values, [i], orientation="horizontal", widths=0.8, showextrema=False)["bodies"][0]
             body.set(facecolor=colour, alpha=0.45)
@@ -87,6 +102,9 @@ def returns(scenario: str, found: Found) -> Drawing:
         _errorbar(right, tuple(100 * x for x in share), i, colour)  # type: ignore[arg-type]
     left.set_yticks(range(len(methods)), [NAMES[m] for m in methods])
     left.invert_yaxis()
+    ends = np.concatenate([np.quantile(_pooled(data, "return"), (0.005, 0.995)) for data in found.values()])
+    margin = 0.05 * (ends.max() - ends.min())
+    left.set_xlim(ends.min() - margin, ends.max() + margin)
     left.set(xlabel="return of an episode (harvest in units of K, less extinction penalty)", title=scenario)
     right.set(xlabel="episodes without extinction (%)", xlim=(-4, 104))
     for axes in (left, right):
@@ -111,12 +129,13 @@ def time_series(scenario: str, found: Found, methods: Sequence[str]) -> Drawing:
             axes.fill_between(year, level[0.05], level[0.95], color=colour, alpha=0.2, lw=0)
             axes.fill_between(year, level[0.25], level[0.75], color=colour, alpha=0.35, lw=0)
             axes.plot(year, level[0.5], color=colour, lw=1.2)
-            axes.set_ylim(bottom=0)
             axes.grid(alpha=0.3)
             if column == 0:
                 axes.set_ylabel(f"{name} (K)")
         grid[0, column].set_title(NAMES[method], fontsize=9)
         grid[-1, column].set_xlabel("year")
+    for axes in grid[:, 0]:
+        axes.set_ylim(bottom=0)  # once all are drawn: the axes of a row are shared
     drawing.suptitle(f"{scenario}: populations; median, 50 % and 90 % of the episodes still alive", fontsize=10)
     return drawing
 
@@ -130,7 +149,15 @@ def policy_maps(scenario: str, found: Found, methods: Sequence[str]) -> Drawing:
         axes = drawing.subplots()
         for method in methods:
             slices = found[method][0]["slice_mortality"]
-            axes.plot(slices["slice_population"], slices[0, :, 0], label=NAMES[method], color=_colour(method), lw=1.8)
+            axes.plot(
+                slices["slice_population"],
+                slices[0, :, 0],
+                label=NAMES[method],
+                color=_COLOURS[method],
+                lw=2,
+                ls=_DASHES.get(method, "-"),
+                zorder=3 if method in _DASHES else 2,
+            )
         axes.set(xlabel="population X (K)", ylabel="mortality (share harvested)", ylim=(-0.03, 1.03), title=scenario)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
@@ -171,7 +198,7 @@ def trade_off(scenario: str, found: Found) -> Drawing:
             yerr=[[gain[0] - gain[1]], [gain[2] - gain[0]]],
             fmt="o",
             ms=7,
-            color=_colour(method),
+            color=_COLOURS[method],
             mec="black",
             ecolor="0.4",
             capsize=2,
@@ -266,7 +293,8 @@ def of_scenario(scenario: str, found: Found, tuned: Mapping[str, xr.Dataset]) ->
     drawn = [
         figure(
             "returns",
-            f"Return and survival over {episodes}: distribution (shade), mean and 95 % interval.",
+            f"Return and survival over {episodes}: distribution (shade; the outermost half per cent may lie beyond the "
+            "frame), mean and 95 % interval.",
             lambda: returns(scenario, found),
         ),
         figure(
