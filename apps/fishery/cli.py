@@ -62,9 +62,9 @@ SigmaOption = Annotated[float | None, typer.Option("--sigma", help="Process nois
 ParameterOption = Annotated[
     list[str] | None, typer.Option("--parameter", metavar="NAME=VALUE", help="Biological parameter; may be repeated.")
 ]
-ReplicatesOption = Annotated[int, typer.Option(help="Episodes.", min=2)]
+ReplicatesOption = Annotated[int, typer.Option(help="Episodes.", min=2, max=1_000_000)]
 SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**32 - 1)]
-YearsOption = Annotated[int, typer.Option(help="Years of an episode.", min=1)]
+YearsOption = Annotated[int, typer.Option(help="Years of an episode.", min=1, max=100_000)]
 ValuesOption = Annotated[
     str | None,
     typer.Option(help="The rule's numbers: M or S a species; for the ramp x1,x2 and y2 a species. Example: 0.28,0.25"),
@@ -204,9 +204,11 @@ def tune(
     variant: VariantOption = None,
     sigma: SigmaOption = None,
     parameter: ParameterOption = None,
-    replicates: Annotated[int, typer.Option(help="Episodes a grid point.", min=1)] = 100,
-    points: Annotated[int | None, typer.Option(help="Points on each axis.  [default: the paper's]", min=2)] = None,
-    fresh: Annotated[int, typer.Option(help="Fresh episodes for the tuned rule.", min=2)] = 2000,
+    replicates: Annotated[int, typer.Option(help="Episodes a grid point.", min=1, max=100_000)] = 100,
+    points: Annotated[
+        int | None, typer.Option(help="Points on each axis.  [default: the paper's]", min=2, max=1001)
+    ] = None,
+    fresh: Annotated[int, typer.Option(help="Fresh episodes for the tuned rule.", min=2, max=1_000_000)] = 2000,
     years: YearsOption = YEARS,
     seed: SeedOption = 0,
     out: OutOption = None,

@@ -193,9 +193,10 @@ def solve(
         raise InputError("solve: cost and weights must be absent: the recursion takes the harvest itself as reward")
     if mode not in ("finite", "stationary", "discounted"):
         raise InputError(f"mode = {mode!r}: must be finite, stationary or discounted")
-    for name, number, least in (("nodes", nodes, 16), ("quadrature", quadrature, 1), ("horizon", horizon, 1)):
-        if number < least:
-            raise InputError(f"{name} = {number}: must be at least {least}")
+    limits = (("nodes", nodes, 16, 10_001), ("quadrature", quadrature, 1, 101), ("horizon", horizon, 1, 100_000))
+    for name, number, least, most in limits:
+        if not least <= number <= most:
+            raise InputError(f"{name} = {number}: must be between {least} and {most}")
     if not 0 < gamma < 1:
         raise InputError(f"gamma = {gamma}: must be between 0 and 1")
     if simulator.threshold <= 0:

@@ -34,9 +34,9 @@ class PPOSettings(Config):
     """PPO as in Stable-Baselines3, or with RLlib's adaptive KL penalty and clipped value loss (the paper's)."""
     timesteps: int = Field(default=655_360, ge=1)
     """Environment steps in all."""
-    n_envs: int = Field(default=128, ge=1)
+    n_envs: int = Field(default=128, ge=1, le=2**20)
     """Copies of the world."""
-    n_steps: int = Field(default=64, ge=2)
+    n_steps: int = Field(default=64, ge=2, le=2**20)
     """Steps of each copy between updates."""
     batch_size: int = Field(default=2048, ge=2)
     """Size of a minibatch."""

@@ -75,9 +75,9 @@ class Tune(Run):
 class Smoothing(Config):
     """Settings of the Gaussian process that smooths a trained policy."""
 
-    long: int = Field(default=51, ge=2)
+    long: int = Field(default=51, ge=2, le=1001)
     """Points along the long axis of each design grid."""
-    short: int = Field(default=5, ge=2)
+    short: int = Field(default=5, ge=2, le=101)
     """Points along its short axes."""
     points: int | None = Field(default=None, ge=2)
     """Keep at most so many design points, drawn at random; null keeps all (the regression costs their cube)."""
@@ -88,18 +88,18 @@ class Smoothing(Config):
 class Logistic(Config):
     """Data that the poor model is fitted to."""
 
-    episodes: int = Field(default=20, ge=1)
+    episodes: int = Field(default=20, ge=1, le=100_000)
     """Unharvested histories of the true world."""
-    years: int = Field(default=50, ge=1)
+    years: int = Field(default=50, ge=1, le=100_000)
     """Length of each."""
 
 
 class Solver(Config):
     """Grid of the dynamic programming."""
 
-    nodes: int = Field(default=801, ge=16)
+    nodes: int = Field(default=801, ge=16, le=10_001)
     """Points of the population grid."""
-    quadrature: int = Field(default=9, ge=1)
+    quadrature: int = Field(default=9, ge=1, le=101)
     """Gauss-Hermite nodes of the noise."""
 
 

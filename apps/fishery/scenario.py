@@ -39,7 +39,7 @@ class Scenario(Config):
     """Population at or below which a species counts as lost."""
     observe_time: bool = False
     """Whether the policy sees the year."""
-    horizon: int = Field(default=YEARS, ge=1)
+    horizon: int = Field(default=YEARS, ge=1, le=100_000)
     """Years of an episode."""
     exponent: float = Field(default=1.0, ge=0.01, le=10)
     """Shape p of a stock's surplus production."""

@@ -26,24 +26,24 @@ REFERENCE = "constant_mortality"
 class Tuning(Config):
     """How the rules are tuned."""
 
-    replicates: int = Field(default=100, ge=1)
+    replicates: int = Field(default=100, ge=1, le=100_000)
     """Episodes a grid point, the same for all points."""
-    points: int | None = Field(default=None, ge=2)
+    points: int | None = Field(default=None, ge=2, le=1001)
     """Points on each axis of a grid; the paper's (101, or 51 x 51) if null."""
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**32)
     """Of the replicates."""
 
 
 class Evaluation(Config):
     """How the methods are compared."""
 
-    replicates: int = Field(default=2000, ge=2)
+    replicates: int = Field(default=2000, ge=2, le=1_000_000)
     """Fresh episodes, the same for every method."""
-    seed: int = Field(default=2, ge=0)
+    seed: int = Field(default=2, ge=0, lt=2**32)
     """Of the episodes."""
     record: int = Field(default=100, ge=1)
     """Episodes kept whole in the results."""
-    resamples: int = Field(default=10_000, ge=100)
+    resamples: int = Field(default=10_000, ge=100, le=1_000_000)
     """Of the bootstrap that decides the claims."""
 
 

@@ -177,6 +177,8 @@ REFUSALS = [
     ([*QUICK, "--set", "scenarios.0.methods=[dynamic_programming]"], "takes one-species worlds"),
     ([*QUICK, "--set", "scenarios.0.tuning.points=1"], "must be greater than or equal to 2"),
     ([*QUICK, "--set", "scenarios.0.parameters={r_x: 0}"], "parameters.r_x = 0.0: must be greater than 0"),
+    ([*QUICK, "--set", "scenarios.0.tuning.points=100000000000"], "must be less than or equal to 1001"),
+    ([*QUICK, "--set", "evaluation.replicates=100000000000"], "must be less than or equal to 1000000"),
     ([*QUICK, "--set", "seeds=0"], "seeds = 0: must be greater than or equal to 1"),
     ([*QUICK, "--set", "seedz=1"], "seedz: unknown key; known here:"),
     ([*QUICK, "--set", "scenarios.2.stock=absent.csv"], "absent.csv"),

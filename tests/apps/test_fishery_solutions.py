@@ -104,8 +104,8 @@ def test_the_dataset_holds_the_policy(world):
     [
         (lambda: solve(model(3)), "takes one-species models"),
         (lambda: solve(model(1, cost=0.1)), "cost and weights must be absent"),
-        (lambda: solve(model(1), nodes=2), "nodes = 2: must be at least 16"),
-        (lambda: solve(model(1), quadrature=0), "quadrature = 0: must be at least 1"),
+        (lambda: solve(model(1), nodes=2), "nodes = 2: must be between 16 and 10001"),
+        (lambda: solve(model(1), quadrature=0), "quadrature = 0: must be between 1 and 101"),
         (lambda: solve(model(1), gamma=1.0), "gamma = 1.0: must be between 0 and 1"),
         (lambda: solve(model(1), mode="slow"), "must be finite, stationary or discounted"),
         (lambda: solve(model(1, threshold=0.0)), "threshold"),
