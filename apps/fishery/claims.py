@@ -54,7 +54,7 @@ class Evidence:
         return difference
 
     def over_seeds(self, difference: NDArray[np.float64]) -> Interval:
-        """Interval of the mean over seeds: seeds are resampled, then replicates."""
+        """Interval of the mean over seeds: seeds and replicates are resampled, crossed."""
         return clustered_difference(difference, resamples=self.resamples)
 
     def of_seed(self, difference: NDArray[np.float64]) -> Interval:

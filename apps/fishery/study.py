@@ -26,7 +26,7 @@ REFERENCE = "constant_mortality"
 class Tuning(Config):
     """How the rules are tuned."""
 
-    replicates: int = Field(default=100, ge=1, le=100_000)
+    replicates: int = Field(default=100, ge=2, le=100_000)
     """Episodes a grid point, the same for all points."""
     points: int | None = Field(default=None, ge=2, le=1001)
     """Points on each axis of a grid; the paper's (101, or 51 x 51) if null."""
@@ -172,7 +172,7 @@ class FisheryStudy(Study):
         claims: list[Claim] = decide(Evidence(evidence, self.evaluation.resamples), self.claims)
         notes.append(
             "Intervals are 95 % percentile bootstrap intervals over replicates (Wilson's for a share), and over "
-            "training seeds, then replicates, for learned methods. All methods of a scenario met the same "
+            "training seeds crossed with replicates for learned methods. All methods of a scenario met the same "
             f"{self.evaluation.replicates} fresh episodes, which took no part in tuning or training."
         )
         return Analysis(table, claims, drawn, xr.DataTree.from_dict(groups), notes)
