@@ -90,10 +90,11 @@ def main(seeds: int = 3) -> None:
             )
             for s in range(seeds)
         ]
-        told = spread(theirs) if all(map(math.isfinite, theirs)) else f"{theirs}: inf is not reached in {limit} steps"
+        reached = all(math.isfinite(seconds) for seconds in theirs)
+        told = f"{spread(theirs)} CPU s" if reached else f"{theirs} CPU s (inf: not reached in {limit:,} steps)"
         ratio = statistics.median(theirs) / statistics.median(ours)
         note = " (target 6)" if n_steps == 128 else ""
         print(
-            f"  SB3, DummyVecEnv of 16, n_steps {n_steps}, other defaults  {told} CPU s = {ratio:.3g} x{note}",
+            f"  SB3, DummyVecEnv of 16, n_steps {n_steps}, other defaults  {told} = {ratio:.3g} x{note}",
             flush=True,
         )
