@@ -20,7 +20,7 @@ from core.seeds import stream
 from core.simulation import Draws, Policy, draw, episode_totals
 from simulators.fishery import YEARS, Fishery
 
-COPIES = 16_384
+COPIES = 32_768
 """Copies simulated at once: large enough to amortise the overhead of an operation, small enough for the cache."""
 
 

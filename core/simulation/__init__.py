@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from core.simulation.rollout import Draws, EpisodeTotals, draw, episode_totals, finite_step, rollout
+from core.simulation.rollout import Draws, EpisodeTotals, draw, episode_totals, rollout
 from core.simulation.simulator import Policy, Simulator, Step, Variable
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ __all__ = [
     "VecStep",
     "draw",
     "episode_totals",
-    "finite_step",
     "rollout",
 ]
 

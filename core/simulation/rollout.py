@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,20 +56,6 @@ def draw(
     return Draws(drawn if start is None else start, noise)
 
 
-def finite_step(simulator: Simulator, state: Any, action: Tensor, noise: Any) -> tuple[Step, Tensor]:
-    """One step, and the ``(B,)`` mask of the copies whose next state or reward is not finite.
-
-    Such a copy keeps its last finite state, earns nothing and is for its caller to end; the others are untouched.
-    """
-    step = simulator.step(state, action, noise)
-    finite = tree.finite(step.state, step.reward)
-    if bool(finite.all()):
-        return step, ~finite
-    kept = tree.where(finite, step.state, state)
-    reward = torch.where(tree.expand_mask(finite, step.reward), step.reward, 0.0)
-    return Step(kept, reward, step.terminated & finite, step.info), ~finite
-
-
 @dataclass(frozen=True)
 class _Year:
     """One step of a batch of episodes: what was seen, done and earned; ``alive`` before the step."""
@@ -85,24 +72,33 @@ def _episodes(simulator: Simulator, policy: Policy, draws: Draws) -> Iterator[_Y
     state = draws.start
     first = next(tree.named_tensors(state))[1]
     alive = torch.ones(len(first), dtype=torch.bool, device=first.device)
-    playing = len(first)
+    none, playing = ~alive, len(first)
     if hasattr(policy, "reset"):
         policy.reset(playing)
     for t, noise in enumerate(draws.noise):
         with torch.no_grad():
             action = policy(simulator.observe(state, noise), state)
-        step, nonfinite = finite_step(simulator, state, action, noise)
-        nonfinite = nonfinite & alive
-        if bool((nonfinite & ~torch.isfinite(action).reshape(len(alive), -1).all(1)).any()):
-            raise InputError(f"step {t}: the policy returned an action that is not finite")
+        step, nonfinite = simulator.step(state, action, noise), none
+        total = tree.total(step.state, step.reward)
+        if not math.isfinite(float(total.sum())):
+            nonfinite = alive & (total - total != 0)
+            step = _without(nonfinite, step, state)
+            if bool((nonfinite & ~torch.isfinite(action).reshape(len(alive), -1).all(1)).any()):
+                raise InputError(f"step {t}: the policy returned an action that is not finite")
         if playing < len(alive):
             reward = torch.where(tree.expand_mask(alive, step.reward), step.reward, 0.0)
             step = Step(tree.where(alive, step.state, state), reward, step.terminated & alive, step.info)
         yield _Year(state, action, step, alive, nonfinite)
         state, alive = step.state, alive & ~(step.terminated | nonfinite)
-        playing = int(alive.sum())
+        playing = int(torch.count_nonzero(alive))
         if not playing:
             return
+
+
+def _without(nonfinite: Tensor, step: Step, before: Any) -> Step:
+    """The step in which a copy that is not finite keeps its last finite state and earns nothing."""
+    reward = torch.where(tree.expand_mask(nonfinite, step.reward), 0.0, step.reward)
+    return Step(tree.where(nonfinite, before, step.state), reward, step.terminated & ~nonfinite, step.info)
 
 
 @dataclass(frozen=True)

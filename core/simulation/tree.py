@@ -85,16 +85,22 @@ def repeat(tree: T, times: int) -> T:
     return map_tensors(lambda x: x.repeat(times, *(1,) * (x.dim() - 1)), tree)
 
 
+def total(tree: Any, *tensors: Tensor) -> Tensor:
+    """``(B,)`` sum of all floating-point numbers of a copy, in the tree and in further ``(B, ...)`` tensors."""
+    found: Tensor | None = None
+    for x in (*(x for _, x in named_tensors(tree)), *tensors):
+        if x.is_floating_point():
+            part = x if x.dim() == 1 else x.flatten(1).sum(1)
+            found = part if found is None else found + part
+    if found is None:
+        raise ValueError("the tree holds no floating-point tensor")
+    return found
+
+
 def finite(tree: Any, *tensors: Tensor) -> Tensor:
     """``(B,)`` bool: which copies hold only finite numbers, in the tree and in further ``(B, ...)`` tensors.
 
     A copy counts as not finite when the sum of its numbers overflows: long before that no world is meaningful.
     """
-    total: Tensor | None = None
-    for x in (*(x for _, x in named_tensors(tree)), *tensors):
-        if x.is_floating_point():
-            part = x if x.dim() == 1 else x.flatten(1).sum(1)
-            total = part if total is None else total + part
-    if total is None:
-        raise ValueError("the tree holds no floating-point tensor")
-    return total - total == 0  # false for inf and nan, at half the cost of torch.isfinite
+    sums = total(tree, *tensors)
+    return sums - sums == 0  # false for inf and nan, at half the cost of torch.isfinite
