@@ -39,6 +39,13 @@ class _Expectation:
         return self.alive @ value - penalty * self.dead
 
 
+def _linear_weights(position: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
+    """Linear interpolation on a uniform grid: indices and weights ``(..., 2)`` of ``position``."""
+    first = position.floor().long().clamp(0, nodes - 2)
+    share = position - first
+    return torch.stack([first, first + 1], -1), torch.stack([1 - share, share], -1)
+
+
 def _cubic_weights(position: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
     """Four-point Lagrange interpolation on a uniform grid: indices and weights ``(..., 4)`` of ``position``."""
     first = position.floor().long().sub(1).clamp(0, nodes - 4)
@@ -62,11 +69,15 @@ def _expectation(simulator: Fishery, escapement: Tensor, population: Tensor, qua
     size, count = len(escapement), len(population)
     spacing = math.log(float(population[1] / population[0]))
     alive, dead = torch.zeros(size, count, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-    rows = torch.arange(size).unsqueeze(-1).expand(size, 4)
+    # Noise that the grid resolves makes the value smooth. Without it the value jumps at the edge of the basin of
+    # extinction, and a cubic that overshoots there would feed on itself from year to year.
+    smooth = quadrature >= 3 and simulator.sigma >= spacing
+    interpolate = _cubic_weights if smooth else _linear_weights
+    rows = torch.arange(size).unsqueeze(-1).expand(size, 4 if smooth else 2)
     for xi, p in zip(nodes.tolist(), probability.tolist(), strict=True):
         step = _grow(simulator, escapement, torch.full_like(escapement, xi))
         following = step.state.population[:, 0].clamp(min=population[0].item(), max=population[-1].item())
-        index, weight = _cubic_weights((following / population[0]).log() / spacing, count)
+        index, weight = interpolate((following / population[0]).log() / spacing, count)
         alive.index_put_((rows, index), p * weight * ~step.terminated.unsqueeze(-1), accumulate=True)
         dead += p * step.terminated
     return _Expectation(alive, dead)

@@ -132,7 +132,8 @@ def time_series(scenario: str, found: Found, methods: Sequence[str]) -> Drawing:
             axes.grid(alpha=0.3)
             if column == 0:
                 axes.set_ylabel(f"{name} (K)")
-        grid[0, column].set_title(NAMES[method], fontsize=9)
+        share = 100 * float(data["survived"].mean())
+        grid[0, column].set_title(f"{NAMES[method]}\n{share:.0f} % survive", fontsize=9)
         grid[-1, column].set_xlabel("year")
     for axes in grid[:, 0]:
         axes.set_ylim(bottom=0)  # once all are drawn: the axes of a row are shared
@@ -288,7 +289,7 @@ def of_scenario(scenario: str, found: Found, tuned: Mapping[str, xr.Dataset]) ->
     episodes = f"{n} episodes"
 
     def figure(name: str, caption: str, draw: Callable[[], Drawing]) -> Figure:
-        return Figure(f"{scenario}_{name}", caption, draw)
+        return Figure(f"{scenario}_{name}", f"{scenario}: {caption}", draw)
 
     drawn = [
         figure(

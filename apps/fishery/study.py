@@ -18,9 +18,16 @@ from apps.fishery.surplus_production import SurplusProductionFit
 from core.errors import InputError, require
 from core.stats import Interval, clustered_difference, mean_interval, paired_difference, proportion_interval
 from core.study import Analysis, Claim, Config, Figure, Results, Row, Run, Study
+from core.study.numbers import estimate
 
 TABLE_RESAMPLES = 2000
 REFERENCE = "constant_mortality"
+MEASURES = (
+    "K is a species' carrying capacity. A species at or below the threshold (0.05 K unless set) ends the episode and "
+    "costs 100/(t+1) K, t counted from 0. return: all rewards of an episode; return_paper: without its last step, as "
+    "published; survived: no extinction; frac_full: the last year was reached, an extinction in it included; "
+    "annual_catch: mean over all years, those after an extinction counting as 0."
+)
 
 
 class Tuning(Config):
@@ -168,8 +175,10 @@ class FisheryStudy(Study):
                     f"{s.name}: catch and index do not tell process noise from observation error; the policies were "
                     f"evaluated with an assumed process noise of {s.world().sigma:g}."
                 )
+            notes += _losses(s.name, found)
             groups[f"/{s.name}"] = _policies(found)
         claims: list[Claim] = decide(Evidence(evidence, self.evaluation.resamples), self.claims)
+        notes.append(MEASURES)
         notes.append(
             "Intervals are 95 % percentile bootstrap intervals over replicates (Wilson's for a share), and over "
             "training seeds crossed with replicates for learned methods. All methods of a scenario met the same "
@@ -223,6 +232,11 @@ def _rows(
                 gain = paired_difference(ours[0], theirs, resamples=TABLE_RESAMPLES)
             rows.append(row(method, f"return - {REFERENCE}", "K", gain))
         if method in tuned and "_0." not in method:
+            chosen_values = {n: v for n, v in tuned[method].data_vars.items() if v.ndim == 0}
+            units = {"mortality": "1/year", "y2": "1/year"}
+            for name, value in chosen_values.items():
+                unit = units.get(str(name).partition("_")[0], "K")
+                rows.append(Row(scenario, method, f"tuned {name}", unit, float(value)))
             chosen = mean_interval(tuned[method]["in_sample_return"].values, resamples=TABLE_RESAMPLES)
             rows.append(row(method, "return in sample", "K", chosen))
         rows.append(row(method, "return_paper", "K", _interval(data, "return_paper")))
@@ -232,6 +246,21 @@ def _rows(
             unit = f"{fit.stock.catch_unit}/year"
             rows.append(row(method, "annual_catch", unit, _interval(data, "annual_catch"), fit.K))
     return rows
+
+
+def _losses(scenario: str, found: Mapping[str, list[xr.Dataset]]) -> list[str]:
+    """Where the learned policy earns less than a rule or an exact solution, in words."""
+    rivals = [m for m in found if m not in LEARNED and m != "unharvested" and len(found[m]) == 1]
+    if "ppo" not in found or not rivals:
+        return []
+    best = max(rivals, key=lambda m: float(found[m][0]["return"].mean()))
+    ours = np.stack([d["return"].values for d in found["ppo"]])
+    gap = clustered_difference(ours - found[best][0]["return"].values, resamples=TABLE_RESAMPLES)
+    verdict = "more" if gap.low > 0 else "less" if gap.high < 0 else "neither clearly more nor less"
+    return [
+        f"{scenario}: PPO returns {verdict} than the best of the other methods, {best}: a difference of "
+        f"{estimate(gap.mean, gap.low, gap.high)} K over {len(ours)} training seeds."
+    ]
 
 
 def _policies(found: Mapping[str, list[xr.Dataset]]) -> xr.Dataset:

@@ -148,4 +148,7 @@ def write_result(path: Path, result: xr.Dataset, attributes: Mapping[str, str | 
 
 def load_result(path: Path) -> xr.Dataset:
     """A stored result in memory; a unit such as "days" stays a unit and does not turn numbers into durations."""
-    return xr.load_dataset(path, engine="h5netcdf", decode_timedelta=False)
+    try:
+        return xr.load_dataset(path, engine="h5netcdf", decode_timedelta=False)
+    except OSError as error:
+        raise InputError(f"{path}: damaged; remove it, and the same run command makes it anew") from error

@@ -41,6 +41,15 @@ def test_value_is_what_the_policy_earns(world, finite):
     assert mean == pytest.approx(finite.value_at(0.7), abs=3 * error)
 
 
+@pytest.mark.parametrize(("sigma", "quadrature"), [(0.0, 9), (0.001, 9), (0.004, 9), (0.05, 1)])
+def test_the_value_stays_what_can_be_earned_where_noise_is_not_resolved(sigma, quadrature):
+    """Near a tipping point the value without noise has a jump, at which the recursion must not blow up."""
+    calm = model(1, sigma=sigma if quadrature > 1 else 0.0, dtype=EXACT)
+    value = solve(model(1, sigma=sigma, dtype=EXACT), quadrature=quadrature).value_at(0.7)
+    best = max(earned(calm, ConstantEscapement([s]), 100)[0] for s in (0.45, 0.48, 0.52))
+    assert best - 0.02 < value < 1.3 * best
+
+
 def test_the_stationary_rule_is_constant_escapement(world):
     solution = solve(world, mode="stationary")
     assert solution.constant_escapement() == pytest.approx(0.519, abs=0.005)
