@@ -1,0 +1,359 @@
+"""The MRI study: which ways of choosing samples are compared on which images, and what follows from the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Self
+
+import numpy as np
+import xarray as xr
+from pydantic import Field, model_validator
+
+from apps.mri import figures
+from apps.mri.ads import Sampling
+from apps.mri.claims import QUICK, ClaimId, Evidence, decide
+from apps.mri.loupe import LOUPESettings
+from apps.mri.masks import FixedRule
+from apps.mri.methods import ADAPTIVE, SAMPLED, Method
+from apps.mri.policy_gradient import PolicyGradientSettings
+from apps.mri.problem import MixtureSettings, NetworkSettings, PriorSettings, Problem
+from apps.mri.products import TrainedLOUPE, TrainedPolicy, TrainedUNet
+from apps.mri.regret import Regret
+from apps.mri.runs import Acquire, Calibrate, Region, Search
+from apps.mri.unet_reconstruction import UNetSettings
+from core.diffusion.training import Training
+from core.errors import InputError, require
+from core.stats import Interval, mean_interval, paired_difference, proportion_interval
+from core.study import Analysis, Config, Figure, Results, Row, Study
+
+RESAMPLES = 2000
+METRICS = {"psnr": "dB", "ssim": "1", "mae": "1", "nmse": "1", "nmse_region": "1", "actions": "1"}
+MEASURES = (
+    "All metrics are taken of what is looked at: the magnitude of complex images, and real images mapped from [-1, 1] "
+    "to [0, 1]. PSNR and SSIM take the largest value of each target as their range; SSIM has a uniform 7 x 7 window. "
+    "The estimate is the mean over the particles of what is looked at."
+)
+
+
+class Subjects(Config):
+    """The test images."""
+
+    first: int = Field(default=0, ge=0)
+    """Number of the first."""
+    count: int = Field(default=32, ge=2)
+    """How many."""
+    at_once: int | None = Field(default=None, ge=1)
+    """Subjects in one batch, after which the results are safe; all of a run if null."""
+    per_run: int | None = Field(default=None, ge=1)
+    """Subjects of a run, so that an engine can share them out; all if null."""
+    record: int = Field(default=16, ge=1)
+    """Subjects of each run whose images are kept."""
+
+
+class StopRule(Config):
+    """When a subject has enough samples."""
+
+    nmse: float = Field(gt=0, lt=1)
+    """Predicted normalised mean squared error at which acquisition stops."""
+    images: int = Field(default=128, ge=2)
+    """Training images that calibrate the prediction."""
+
+
+class Comparison(Problem):
+    """A problem and the methods compared on it."""
+
+    methods: tuple[Method, ...] = Field(min_length=1)
+    """What is compared."""
+    prior: PriorSettings = MixtureSettings()
+    """Of the posterior sampling, the same for all methods."""
+    sampling: Sampling = Sampling()
+    """Of the posterior sampling, the same for all methods."""
+    subjects: Subjects = Subjects()
+    """The test images."""
+    reference_mask: FixedRule = "fastmri"
+    """The mask that zero-filled, compressed-sensing and U-Net reconstructions get, and that trains the U-Net."""
+    search: MixtureSettings | None = None
+    """The mixture of the searched mask; the prior itself if null."""
+    search_images: int = Field(default=256, ge=1)
+    """Training images of the search."""
+    learning_images: int | None = Field(default=None, ge=1)
+    """Training images of U-Net, LOUPE and policy; all if null."""
+    unet: UNetSettings = UNetSettings()
+    """Of the U-Net."""
+    loupe: LOUPESettings | None = None
+    """Of LOUPE; its budget must be the problem's."""
+    policy: PolicyGradientSettings | None = None
+    """Of the greedy policy gradient; its budget must be the problem's."""
+    region: Region | None = None
+    """The region of interest of ``ads_roi``; its error is reported for every method."""
+    stop: StopRule | None = None
+    """The stop rule of ``ads_stop``."""
+    regret: bool = False
+    """Judge the masks of all sampled methods against the best mask of each subject."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        needs = {"loupe": self.loupe, "loupe_unet": self.loupe, "pg": self.policy}
+        needs |= {"ads_roi": self.region, "ads_stop": self.stop}
+        for method, settings in needs.items():
+            if method in self.methods and settings is None:
+                key = {"loupe_unet": "loupe", "pg": "policy"}.get(method, method.removeprefix("ads_"))
+                key = "region" if key == "roi" else key
+                raise InputError(f"{self.name}: method {method} needs the key {key}")
+        for name, settings in (("loupe", self.loupe), ("policy", self.policy)):
+            if settings is not None and settings.budget != self.budget:  # type: ignore[attr-defined]
+                raise InputError(f"{self.name}: {name}.budget must be the problem's, {self.budget}")
+        if len(set(self.methods)) < len(self.methods):
+            raise InputError(f"{self.name}: methods: one stands there twice")
+        if self.sampling.particles < 2 and set(self.methods) & set(ADAPTIVE):
+            raise InputError(f"{self.name}: sampling.particles: 1, but one particle has no entropy; at least 2")
+        mixture = isinstance(self.mixture, MixtureSettings)
+        if not mixture and (self.regret or "greedy_fixed" in self.methods):
+            raise InputError(f"{self.name}: greedy_fixed and regret need a mixture: give the key search")
+        if "ads_exact" in self.methods and not isinstance(self.prior, MixtureSettings):
+            raise InputError(f"{self.name}: ads_exact needs a prior of kind gmm")
+        if self.coils > 1 and self.subjects.at_once != 1:
+            raise InputError(f"{self.name}: subjects.at_once: must be 1 with several coils")
+        return self
+
+    @property
+    def problem(self) -> Problem:
+        """The problem alone: runs that differ in the methods around them are the same runs."""
+        return Problem(**{name: getattr(self, name) for name in Problem.model_fields})
+
+    @property
+    def mixture(self) -> PriorSettings:
+        """What the searched mask and the regret reconstruct with."""
+        return self.search or self.prior
+
+    def smoke(self) -> Comparison:
+        """The same comparison, at full shapes and in minutes: simulated images, 20 steps, a few training steps."""
+        prior = self.prior
+        if isinstance(prior, NetworkSettings):
+            training = Training(steps=4, batch=min(prior.training.batch, 4), seed=prior.training.seed)
+            prior = prior.model_copy(update={"training": training})
+        settings = {
+            "images": self.images.smoke(),
+            "prior": prior,
+            "sampling": self.sampling.model_copy(update={"steps": 20, "particles": min(self.sampling.particles, 4)}),
+            "subjects": Subjects(count=2, at_once=1, per_run=2, record=2),
+            "search": None if self.search is None else MixtureSettings(components=4, rank=4),
+            "search_images": 8,
+            "learning_images": 8,
+            "unet": self.unet.model_copy(update={"epochs": 1}),
+            "loupe": None if self.loupe is None else self.loupe.model_copy(update={"epochs": 1}),
+            "policy": None if self.policy is None else self.policy.model_copy(update={"epochs": 1}),
+        }
+        return self.model_copy(update=settings)
+
+
+class MRIStudy(Study):
+    """Active Diffusion Subsampling beside fixed, searched and learned masks, with the same posterior sampling.
+
+    After Nolan et al. (2025), "Active Diffusion Subsampling", TMLR.
+    """
+
+    app: ClassVar[str] = "mri"
+    headline: ClassVar[tuple[str, ...]] = ("PSNR", "SSIM", "MAE")
+
+    seeds: int = Field(default=1, ge=1, le=1000)
+    """Seeds of particles, masks and scanner; a subject counts once, with its mean over the seeds."""
+    scenarios: tuple[Comparison, ...] = Field(min_length=1)
+    """What is compared on what."""
+    smoke: bool = False
+    """Go through all of it at full shapes in minutes, on simulated images; the numbers mean nothing."""
+    claims: tuple[ClaimId, ...] = QUICK
+    """The claims to decide."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        names = [s.name for s in self.scenarios]
+        if len(set(names)) < len(names):
+            raise InputError("scenarios: two have the same name")
+        return self
+
+    @property
+    def compared(self) -> list[Comparison]:
+        """The scenarios whose images can be had here."""
+        return [s.smoke() if self.smoke else s for s in self.scenarios if self.smoke or not s.images.missing]
+
+    def shards(self, s: Comparison, method: Method) -> list[list[Acquire]]:
+        """The runs of one method, seed by seed and shard by shard."""
+        size = s.subjects.per_run or s.subjects.count
+        problem, end = s.problem, s.subjects.first + s.subjects.count
+        unet = TrainedUNet(problem=problem, rule=s.reference_mask, settings=s.unet, limit=s.learning_images, seed=0)
+        inputs: dict[str, object] = {}
+        if method == "greedy_fixed":
+            inputs["searched"] = self.search(s)
+        if method == "ads_stop" and s.stop is not None:
+            calibrate = Calibrate(problem=problem, prior=s.prior, sampling=s.sampling, images=s.stop.images, seed=0)
+            inputs |= {"calibrated": calibrate, "target": s.stop.nmse}
+        if method == "unet":
+            inputs["unet"] = unet
+        if method in ("loupe", "loupe_unet") and s.loupe is not None:
+            inputs["loupe"] = TrainedLOUPE(problem=problem, settings=s.loupe, limit=s.learning_images, seed=0)
+        if method == "pg" and s.policy is not None:
+            limit = s.learning_images
+            inputs["policy"] = TrainedPolicy(problem=problem, settings=s.policy, unet=unet, limit=limit, seed=0)
+        return [
+            [
+                Acquire(
+                    problem=problem,
+                    prior=s.prior,
+                    sampling=s.sampling,
+                    method=method,
+                    first=first,
+                    count=min(size, end - first),
+                    at_once=s.subjects.at_once or min(size, end - first),
+                    seed=seed,
+                    record=s.subjects.record,
+                    reference_mask=s.reference_mask,
+                    region=s.region,
+                    **inputs,  # type: ignore[arg-type]
+                )
+                for first in range(s.subjects.first, end, size)
+            ]
+            for seed in range(self.seeds)
+        ]
+
+    def search(self, s: Comparison) -> Search:
+        """The search for the one mask."""
+        assert isinstance(s.mixture, MixtureSettings)
+        return Search(problem=s.problem, prior=s.mixture, images=s.search_images)
+
+    def regrets(self, s: Comparison) -> list[Regret]:
+        """The runs that judge masks, one a shard."""
+        assert isinstance(s.mixture, MixtureSettings)
+        methods = [m for m in s.methods if m in SAMPLED and m != "ads_stop"]
+        shards = zip(*(self.shards(s, m)[0] for m in methods), strict=True)
+        return [Regret(problem=s.problem, prior=s.mixture, compared=runs) for runs in shards]
+
+    def runs(self) -> list[Acquire | Regret]:  # type: ignore[override]
+        """Every method in every scenario.
+
+        Raises:
+            MissingExtra: a package of the extra ``mri`` is not installed.
+            InputError: no scenario's images can be had here.
+        """
+        require("sklearn", "mri")
+        if not self.compared:
+            missing = "; ".join(f"{s.name}: {s.images.missing}" for s in self.scenarios)
+            raise InputError(f"no images for any scenario ({missing}); --set smoke=true goes through it without them")
+        found: list[Acquire | Regret] = []
+        # Searches first: they are the longest, and no worker should wait for one at the end.
+        for s in sorted(self.compared, key=lambda s: "greedy_fixed" not in s.methods):
+            order = sorted(s.methods, key=lambda m: m != "greedy_fixed")
+            found += [run for m in order for shards in self.shards(s, m) for run in shards]
+        return found + [run for s in self.compared if s.regret for run in self.regrets(s)]
+
+    def analyse(self, results: Results) -> Analysis:
+        """Table, claims, figures and data of the study."""
+        table: list[Row] = []
+        drawn: list[Figure] = []
+        notes: list[str] = []
+        groups: dict[str, xr.Dataset] = {}
+        evidence: dict[tuple[str, str], dict[str, np.ndarray]] = {}
+        everything: dict[str, dict[str, xr.Dataset]] = {}
+        for s in self.compared:
+            found = {m: _gather(results, self.shards(s, m)) for m in s.methods}
+            metrics = {m: _metrics(data) for m, data in found.items()}
+            evidence |= {(s.name, m): values for m, values in metrics.items()}
+            table += _rows(s, metrics)
+            if s.regret:
+                table += _regret_rows(s, [results[run] for run in self.regrets(s)])
+            drawn += figures.of_scenario(s.name, s.operator, found)
+            notes += _notes(s, found)
+            groups[f"/{s.name}"] = _merged(found, s.budget)
+            everything[s.name] = found
+        drawn = figures.of_budgets({s.name: s for s in self.compared}, everything) + drawn
+        absent = {s.name: s.images.missing for s in self.scenarios if s not in self.compared and not self.smoke}
+        notes += [f"{name} was left out: {why}." for name, why in absent.items()]
+        if self.smoke:
+            notes.insert(0, "A smoke run: simulated images, 20 steps, hardly trained networks. The numbers mean nothing.")
+        claims = decide(Evidence(evidence, absent), self.claims)
+        notes.append(MEASURES)
+        notes.append(
+            "Intervals are 95 % percentile bootstrap intervals over subjects (Wilson's for a share). All methods of a "
+            "scenario met the same subjects, with the same noise of particles and scanner; nothing was tuned on them."
+        )
+        return Analysis(table, claims, drawn, xr.DataTree.from_dict(groups), notes)
+
+
+def _gather(results: Results, shards: list[list[Acquire]]) -> xr.Dataset:
+    """All shards and seeds of a method: dims seed, subject, recorded, ..."""
+    from apps.mri.recording import concatenate
+
+    seeds = [concatenate([results[run] for run in runs]) for runs in shards]
+    return xr.concat(seeds, xr.Variable("seed", np.arange(len(seeds))), coords="minimal", compat="override", join="override")  # fmt: skip
+
+
+def _metrics(data: xr.Dataset) -> dict[str, np.ndarray]:
+    """Mean over the seeds of every metric, subject by subject."""
+    return {m: data[m].mean("seed").values.astype(float) for m in METRICS if m in data}
+
+
+def _rows(s: Comparison, metrics: Mapping[str, Mapping[str, np.ndarray]]) -> list[Row]:
+    rows: list[Row] = []
+
+    def row(method: str, metric: str, unit: str, i: Interval) -> None:
+        rows.append(Row(s.name, method, metric, unit, i.mean, i.low, i.high, i.n))
+
+    main = "mae" if s.operator in ("pixels", "columns") else "psnr"
+    for method, values in metrics.items():
+        for metric, unit in METRICS.items():
+            if metric not in values or (metric == "actions" and np.ptp(values[metric]) == 0):
+                continue
+            name = metric.upper() if "_" not in metric and metric != "actions" else metric.replace("_", " ")
+            row(method, name, unit, mean_interval(values[metric], resamples=RESAMPLES))
+        if method == "ads" or "ads" not in metrics:
+            continue
+        ours, theirs = metrics["ads"][main], values[main]
+        better = ours < theirs if main == "mae" else ours > theirs
+        gain = paired_difference(*((theirs, ours) if main == "mae" else (ours, theirs)), resamples=10_000)
+        row(method, f"gain of ADS in {main.upper()}", METRICS[main], gain)
+        row(method, "ADS is better", "share", proportion_interval(int(better.sum()), len(better)))
+        rows.append(Row(s.name, method, "p of the gain", "1", gain.p, n=gain.n))
+    return rows
+
+
+def _regret_rows(s: Comparison, found: list[xr.Dataset]) -> list[Row]:
+    data = xr.concat(found, "subject")
+    rows = []
+    for method in (*data.method.values, "greedy"):
+        errors = data.nmse.sel(method=method) if method != "greedy" else data.nmse_greedy
+        regret = mean_interval(errors.values - data.nmse_best.values, resamples=RESAMPLES)
+        name = "clairvoyant greedy" if method == "greedy" else str(method)
+        rows.append(Row(s.name, name, "regret in NMSE", "1", regret.mean, regret.low, regret.high, regret.n))
+    return rows
+
+
+def _notes(s: Comparison, found: Mapping[str, xr.Dataset]) -> list[str]:
+    notes = []
+    if s.images.kind == "atlas":
+        notes.append(
+            f"{s.name}: there is one averaged head: training and test slices differ by plane, contrast, pose and phase "
+            "only. On smooth anatomy of low resolution a low-pass mask ties with ADS and a mask searched on training "
+            "data may be better; adaptivity pays where subjects differ in k-space."
+        )
+    taken = found["ads"].actions.values if "ads" in found else np.array([s.budget])
+    if s.sampling.schedule == "reference" and np.any(taken != s.budget):
+        notes.append(f"{s.name}: the reference's schedule took {taken.max():.0f} actions, the budget is {s.budget}.")
+    faults = {
+        fault: int(sum(float(data[fault].sum()) for data in found.values()))
+        for fault in ("restarts", "collapsed", "dropped")
+    }
+    if any(faults.values()):
+        said = ", ".join(f"{count} {fault}" for fault, count in faults.items() if count)
+        notes.append(f"{s.name}: {said} (particles restarted after guidance blew them up; subjects whose particles agreed on everything; requests not delivered).")  # fmt: skip
+    return notes
+
+
+def _merged(found: Mapping[str, xr.Dataset], budget: int) -> xr.Dataset:
+    """All methods of a scenario: dims method, budget, seed, subject, ..."""
+    parts = []
+    for data in found.values():
+        indexed = {d: np.arange(data.sizes[d]) for d in ("acquisition", "step") if d in data.dims}
+        parts.append(data.assign_coords(indexed).drop_attrs(deep=False).drop_vars("target", errors="ignore"))
+    merged = xr.concat(parts, xr.Variable("method", list(found)), join="outer", coords="minimal", compat="override", data_vars="all")  # fmt: skip
+    first = next(iter(found.values()))
+    return merged.assign(target=first["target"].isel(seed=0, drop=True)).expand_dims(budget=[budget])
