@@ -65,7 +65,8 @@ def entropy_scores(y: Tensor, sigma: float, score: Score = "kl", *, point: int =
         # float64: beside P log P small distances would vanish.
         return (distances.double() / (2 * sigma**2)).logsumexp(-1).sum(-1)
     noise_entropy = 0.5 * y.shape[-1] * math.log(2 * math.pi * math.e * sigma**2)
-    return noise_entropy + _excess(distances, (2 if score == "kl" else 8) * sigma**2)
+    # float64: beside the noise's entropy, hundreds of nats, small distances would vanish.
+    return noise_entropy + _excess(distances, (2 if score == "kl" else 8) * sigma**2).double()
 
 
 def _excess(distances: Tensor, width: float) -> Tensor:

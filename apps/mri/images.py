@@ -79,8 +79,9 @@ class Images(Config):
         """Simulated images of the same shape, where these are a data set."""
         if self.generated:
             return self
-        stand_in = "digits" if self.kind == "mnist" else "knee"
-        return Images(kind=stand_in, size=32 if self.kind == "mnist" else self.size, train=64)
+        if self.kind == "mnist":
+            return Images(kind="digits", size=32, train=64)
+        return Images(kind="knee", size=self.size, train=64)
 
     def training(self) -> Tensor:
         """The training images (N, C, H, W), float32.
@@ -113,7 +114,7 @@ class Images(Config):
         return images[first : first + count]
 
     def _world(self) -> Atlas | Adaptivity | Knee | Phantom2D:
-        return _WORLDS[self.kind](size=self.size)  # type: ignore[no-any-return]
+        return _WORLDS[self.kind](size=self.size)
 
     def _training(self) -> Tensor:
         if self.kind == "digits":

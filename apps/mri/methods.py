@@ -24,7 +24,7 @@ Learned = Literal["loupe", "loupe_unet", "pg", "subpo"]
 """LOUPE's mask with posterior sampling, and with its own network; greedy policy gradient; SubPO."""
 Reconstruction = Literal["zero_filled", "wavelet", "tv", "unet"]
 """Other reconstructions of the reference mask's samples."""
-Method = Literal[Adaptive, FixedRule, Literal["greedy_fixed"], Learned, Reconstruction]
+Method = Literal[Adaptive, FixedRule, "greedy_fixed", Learned, Reconstruction]
 
 ADAPTIVE: tuple[Adaptive, ...] = get_args(Adaptive)
 RECONSTRUCTIONS: tuple[Reconstruction, ...] = get_args(Reconstruction)
@@ -126,8 +126,9 @@ class Sequential:
     @staticmethod
     def _state(scanner: Instrument) -> tuple[Tensor, Tensor]:
         if int(scanner.counts.sum()) == 0:
-            shape = scanner.operator.forward(torch.zeros(1, *scanner.operator.shape)).shape
-            return torch.zeros(scanner.subjects, *shape[1:]), torch.zeros_like(scanner.available)
+            blank = torch.zeros(1, *scanner.operator.shape, device=scanner.available.device)
+            samples = scanner.operator.forward(blank).repeat(scanner.subjects, 1, 1)
+            return samples, torch.zeros_like(scanner.available)
         return scanner.measured()
 
 

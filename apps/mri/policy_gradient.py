@@ -77,7 +77,13 @@ class LinePolicy(OperatorNetwork):
         before = 1
         for level in range(settings.levels):
             after = settings.channels << level
-            layers += [nn.Conv2d(before, after, 3, padding=1), nn.LeakyReLU(0.2), nn.AvgPool2d(2)]
+            # Without the norm, what all images share drowns their differences: the policy takes one line for all.
+            layers += [
+                nn.Conv2d(before, after, 3, padding=1),
+                nn.InstanceNorm2d(after),
+                nn.LeakyReLU(0.2),
+                nn.AvgPool2d(2),
+            ]
             before = after
         layers += [nn.Flatten(), nn.Linear(before * pooled, settings.hidden), nn.LeakyReLU(0.2)]
         self.network = nn.Sequential(*layers, nn.Linear(settings.hidden, operator.actions))
@@ -133,7 +139,7 @@ def train(
 
     Raises:
         InputError: see ``LinePolicy``.
-        TrainingDiverged: the loss is not finite.
+        TrainingDiverged: a probability or the mean gain is not finite.
     """
     policy = LinePolicy.drawn(operator, settings, seed).to(images.device)
     generator = torch.Generator(images.device).manual_seed(stream(seed, "policy gradient training"))
@@ -181,6 +187,9 @@ def _episode(policy: LinePolicy, reconstruct: Reconstruction, target: Tensor, ge
         first = quality = ssim(truth, magnitude(image))
     for _ in range(policy.settings.budget - policy.settings.center_lines):
         log_probs = policy(image, mask)
+        # Drawing from such probabilities would end the process on a GPU.
+        if bool(log_probs.isnan().any()):
+            raise TrainingDiverged("the probabilities of the policy are not finite")
         with torch.no_grad():
             lines = torch.multinomial(log_probs.exp(), tries, replacement=True, generator=generator)
             tried = mask[:, None] | one_hot(lines, operator.actions).bool()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -22,7 +23,12 @@ from core.errors import InputError
 from core.study import Config, Context, Product
 from simulators.mri.operators import Columns, KSpaceLines, KSpacePoints, Operator, Pixels
 
-OPERATORS = {"pixels": Pixels, "columns": Columns, "kspace_lines": KSpaceLines, "kspace_points": KSpacePoints}
+OPERATORS: dict[str, Callable[[tuple[int, int, int]], Operator]] = {
+    "pixels": Pixels,
+    "columns": Columns,
+    "kspace_lines": KSpaceLines,
+    "kspace_points": KSpacePoints,
+}
 _STATISTICS = 4096  # training images from which the variance of the samples is taken
 
 
@@ -113,15 +119,11 @@ class Problem(Config):
         """What the fixed masks are made from, with the initial actions."""
         plane = operator.shape[2] if operator.actions == operator.shape[1] * operator.shape[2] else None
         none = torch.zeros(operator.actions, dtype=torch.bool, device=device)
-        whole = MaskProblem(
-            operator.actions, self.budget, none, operator.center, self.center_fraction, variance, plane
-        )
+        whole = MaskProblem(operator.actions, self.budget, none, operator.center, self.center_fraction, variance, plane)
         if self.initial == 0:
             return whole
         held = whole.nearest(self.initial)
-        return MaskProblem(
-            operator.actions, self.budget, held, operator.center, self.center_fraction, variance, plane
-        )
+        return MaskProblem(operator.actions, self.budget, held, operator.center, self.center_fraction, variance, plane)
 
 
 class TrainingImages(Product):
@@ -159,9 +161,9 @@ class FittedPrior(Product):
     def make(self, directory: Path, context: Context) -> None:
         """Fit or train, and write the prior's files."""
         images = TrainingImages(images=self.images).load(context)
-        fit_prior(
-            self.prior, images, context.device, checkpoint=context.checkpoint, progress=context.progress
-        ).save(directory)
+        fit_prior(self.prior, images, context.device, checkpoint=context.checkpoint, progress=context.progress).save(
+            directory
+        )
 
 
 def fit_prior(
@@ -170,7 +172,7 @@ def fit_prior(
     device: torch.device | str = "cpu",
     *,
     checkpoint: Path | None = None,
-    progress: object = None,
+    progress: Callable[[float, str], None] | None = None,
 ) -> GaussianMixturePrior | NetworkPrior:
     """A prior of training images (N, C, H, W).
 
@@ -179,15 +181,13 @@ def fit_prior(
         TrainingDiverged: the training of a network diverged.
     """
     if isinstance(settings, MixtureSettings):
-        return GaussianMixturePrior.fit(
-            images, components=settings.components, rank=settings.rank, seed=settings.seed
-        )
+        return GaussianMixturePrior.fit(images, components=settings.components, rank=settings.rank, seed=settings.seed)
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.training.seed)
         network = ResidualUNet(shape[0], settings.widths, settings.block_depth, norm=settings.norm)
     prior = NetworkPrior(network, shape, precision=settings.precision)
-    return train(prior, images, settings.training, checkpoint=checkpoint, progress=progress, device=device)  # type: ignore[arg-type]
+    return train(prior, images, settings.training, checkpoint=checkpoint, progress=progress, device=device)
 
 
 def prior_of(settings: PriorSettings, images: Images, context: Context) -> Prior:
@@ -203,12 +203,13 @@ def prior_of(settings: PriorSettings, images: Images, context: Context) -> Prior
 def sample_variance(operator: Operator, images: Tensor) -> Tensor:
     """Variance of the training images' samples, summed over an action: (A,)."""
     some = images[:: max(1, len(images) // _STATISTICS)]
-    total, square, count = 0.0, 0.0, 0
+    total = operator.forward(torch.zeros_like(some[0])).double()
+    square = total.clone()
     for part in some.split(256):
-        y = operator.forward(part)
-        total, square, count = total + y.sum(0), square + y.double().square().sum(0), count + len(part)
-    mean = total / count
-    return (square / count - mean.double() ** 2).clamp(min=0).sum(-1).float()  # type: ignore[attr-defined]
+        y = operator.forward(part).double()
+        total += y.sum(0)
+        square += y.square().sum(0)
+    return (square / len(some) - (total / len(some)).square()).clamp(min=0).sum(-1).float()
 
 
 def _save(path: Path, images: np.ndarray) -> None:

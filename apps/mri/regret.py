@@ -23,7 +23,7 @@ MOST = 20_000
 
 
 class Regret(Run):
-    """Masks of several methods, the best mask of every subject, and the clairvoyant's greedy one, all reconstructed alike.
+    """Masks of several methods, the best mask of every subject and the clairvoyant's greedy one, reconstructed alike.
 
     The reconstruction is the exact posterior mean with its measured samples put in, so that only the choice of samples
     differs. The two references know the subject: no policy can, so their distance is what information would be worth.

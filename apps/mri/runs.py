@@ -1,8 +1,7 @@
-"""The runs of an MRI study: one method on one shard of subjects, and what such runs take as inputs."""
+"""The runs of an MRI study: one method on one shard of subjects, and how its samples become an image."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 
@@ -11,9 +10,8 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor
 
-from apps.mri.ads import ADS, Acquisition, Progress, Sampling, Stop, predicted_nmse
+from apps.mri.ads import ADS, Acquisition, Progress, Sampling, Stop
 from apps.mri.classical import CompressedSensing, Penalty, TotalVariation, Wavelet, ZeroFilled, tune
-from apps.mri.greedy_fixed import greedy_fixed
 from apps.mri.masks import FIXED_RULES, FixedRule, fixed_masks
 from apps.mri.methods import (
     ADAPTIVE,
@@ -22,19 +20,23 @@ from apps.mri.methods import (
     acquire_mask,
     deterministic,
     generators,
-    point_estimate,
 )
-from apps.mri.problem import MixtureSettings, PriorSettings, Problem, TrainingImages, fit_prior, prior_of, sample_variance
+from apps.mri.preparation import Calibrate, Search
+from apps.mri.problem import (
+    PriorSettings,
+    Problem,
+    TrainingImages,
+    prior_of,
+    sample_variance,
+)
 from apps.mri.products import TrainedLOUPE, TrainedPolicy, TrainedUNet, subject_seeds, training_set
 from apps.mri.recording import concatenate, dataset, read_part, write_part
-from core.diffusion.exact_posterior import ExactPosterior
-from core.diffusion.mixture import GaussianMixturePrior
+from apps.mri.subpo import TrainedSubPO
 from core.errors import InputError
 from core.study import Config, Context, Run
 from simulators.mri.acquisition_noise import noise_std
 from simulators.mri.coils import coil_maps, estimate_maps
-from simulators.mri.operators import MulticoilLines, Operator, to_complex
-from simulators.mri.quality import nmse
+from simulators.mri.operators import MulticoilLines, Operator
 from simulators.mri.scanner import Scanner
 
 WEIGHTS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -63,70 +65,6 @@ class Region(Config):
         weights = torch.full(shape[1:], self.outside)
         weights[slice(*self.rows), slice(*self.columns)] = 1.0
         return weights
-
-
-class Search(Run):
-    """The one mask that is best for training images, by forward selection."""
-
-    problem: Problem
-    """Where."""
-    prior: MixtureSettings
-    """Whose exact posterior mean reconstructs."""
-    images: int
-    """Training images of the search."""
-
-    @property
-    def label(self) -> str:
-        """Name on the screen."""
-        return f"{self.problem.name} search"
-
-    def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
-        """The actions in order of their choice, and the error after each."""
-        images, operator = training_set(self.problem, self.images, context)
-        prior = prior_of(self.prior, self.problem.images, context)
-        assert isinstance(prior, GaussianMixturePrior)
-        posterior = ExactPosterior(prior, operator)
-        initial = self.problem.mask_problem(operator, None, context.device).initial
-        order, errors = greedy_fixed(posterior, images, initial, self.problem.budget, context.progress)
-        return xr.Dataset({"order": ("choice", order.cpu().numpy()), "error": ("choice", errors.cpu().numpy())})
-
-
-class Calibrate(Run):
-    """How the error that particles predict compares with the true one, on images that no test sees."""
-
-    problem: Problem
-    """Where."""
-    prior: PriorSettings
-    """Of the particles."""
-    sampling: Sampling
-    """How they are sampled."""
-    images: int
-    """Images from the training part."""
-    seed: int
-    """Of the particles."""
-
-    @property
-    def label(self) -> str:
-        """Name on the screen."""
-        return f"{self.problem.name} calibrate"
-
-    def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
-        """True and predicted NMSE of every image before each acquisition, and the ratio of their means."""
-        images, operator = training_set(self.problem, self.images, context)
-        prior = prior_of(self.prior, self.problem.images, context)
-        luck = generators(subject_seeds(self.seed, "calibration", 0, len(images)), context.device)
-        initial = self.problem.mask_problem(operator, None, context.device).initial.repeat(len(images), 1)
-        predicted, true = [], []
-
-        def look(progress: Progress) -> None:
-            predicted.append(predicted_nmse(progress.x0))
-            true.append(_complex_nmse(images, progress.x0.mean(1)))
-            context.progress((progress.step + 1) / progress.steps)
-
-        ADS(prior, operator, self.sampling).run(Scanner(operator, images), initial, self.problem.budget, luck, look)
-        found = {"predicted": torch.stack(predicted, 1), "true": torch.stack(true, 1)}
-        data = {name: (("subject", "step"), value.cpu().numpy()) for name, value in found.items()}
-        return xr.Dataset(data).assign(ratio=float(found["true"].mean() / found["predicted"].mean()))
 
 
 class Acquire(Run):
@@ -166,6 +104,8 @@ class Acquire(Run):
     """The trained LOUPE."""
     policy: TrainedPolicy | None = None
     """The trained policy."""
+    subpo: TrainedSubPO | None = None
+    """The policy trained on the acquisition world."""
 
     @property
     def label(self) -> str:
@@ -238,16 +178,21 @@ class Acquire(Run):
         problem = self.problem.mask_problem(operator, variance, context.device)
         if self.problem.coils > 1:
             operator = _estimated(operator, scanner, problem.initial)
+        region = self.region
         ads = ADS(
             prior,
             operator,
             self._settings(),
-            weights=None if self.method != "ads_roi" or self.region is None else self.region.weights(operator.shape),
+            weights=region.weights(operator.shape).to(context.device) if region and self.method == "ads_roi" else None,
             fallback=None if variance is None else variance.to(context.device),
             stop=self._stop(inputs) if self.method == "ads_stop" else None,
         )
         if self.method in ADAPTIVE:
             mask = problem.initial.repeat(count, 1)
+        elif self.method == "subpo":
+            assert self.subpo is not None
+            chooser = Sequential(self.subpo.chooser(context), problem.initial, self.problem.budget)
+            mask = chooser.acquire(scanner)[0]
         else:
             mask = self._mask(operator, inputs, context, first, count)
 
@@ -268,7 +213,7 @@ class Acquire(Run):
 
     def _stop(self, inputs: Mapping[str, xr.Dataset]) -> Stop:
         assert self.target is not None
-        return Stop(self.target, float(inputs["calibrated"]["ratio"]))
+        return Stop(self.target, inputs["calibrated"]["ratio"].values.tolist())
 
     def _mask(
         self, operator: Operator, inputs: Mapping[str, xr.Dataset], context: Context, first: int, count: int
@@ -286,7 +231,7 @@ class Acquire(Run):
         if self.method == "loupe":
             assert self.loupe is not None
             return self.loupe.load(operator, context).top_mask().repeat(count, 1)
-        rule: FixedRule = self.reference_mask if self.method not in FIXED_RULES else self.method  # type: ignore[assignment]
+        rule: FixedRule = self.reference_mask if self.method not in FIXED_RULES else self.method
         return fixed_masks(rule, problem, luck)
 
     def _reconstruct(
@@ -354,9 +299,3 @@ def _estimated(operator: Operator, scanner: Scanner, initial: Tensor) -> Multico
     kspace = delivered.new_zeros(1, delivered.shape[2], operator.shape[1], operator.shape[2])
     kspace[..., lines[0]] = delivered.permute(0, 2, 3, 1)
     return MulticoilLines(operator.shape, estimate_maps(kspace, initial)[0])
-
-
-def _complex_nmse(target: Tensor, estimate: Tensor) -> Tensor:
-    if target.shape[1] == 1:
-        return nmse(target[:, 0], estimate[:, 0])
-    return (target - estimate).square().sum((1, 2, 3)) / target.square().sum((1, 2, 3))

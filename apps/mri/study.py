@@ -16,23 +16,18 @@ from apps.mri.loupe import LOUPESettings
 from apps.mri.masks import FixedRule
 from apps.mri.methods import ADAPTIVE, SAMPLED, Method
 from apps.mri.policy_gradient import PolicyGradientSettings
+from apps.mri.preparation import Calibrate, Search
 from apps.mri.problem import MixtureSettings, NetworkSettings, PriorSettings, Problem
 from apps.mri.products import TrainedLOUPE, TrainedPolicy, TrainedUNet
+from apps.mri.recording import JOINED, concatenate
 from apps.mri.regret import Regret
-from apps.mri.runs import Acquire, Calibrate, Region, Search
+from apps.mri.runs import Acquire, Region
+from apps.mri.subpo import SubPOSettings, TrainedSubPO
+from apps.mri.table import MEASURES, losses_of, metrics_of, notes_of, regret_rows, rows_of
 from apps.mri.unet_reconstruction import UNetSettings
 from core.diffusion.training import Training
 from core.errors import InputError, require
-from core.stats import Interval, mean_interval, paired_difference, proportion_interval
 from core.study import Analysis, Config, Figure, Results, Row, Study
-
-RESAMPLES = 2000
-METRICS = {"psnr": "dB", "ssim": "1", "mae": "1", "nmse": "1", "nmse_region": "1", "actions": "1"}
-MEASURES = (
-    "All metrics are taken of what is looked at: the magnitude of complex images, and real images mapped from [-1, 1] "
-    "to [0, 1]. PSNR and SSIM take the largest value of each target as their range; SSIM has a uniform 7 x 7 window. "
-    "The estimate is the mean over the particles of what is looked at."
-)
 
 
 class Subjects(Config):
@@ -84,6 +79,8 @@ class Comparison(Problem):
     """Of LOUPE; its budget must be the problem's."""
     policy: PolicyGradientSettings | None = None
     """Of the greedy policy gradient; its budget must be the problem's."""
+    subpo: SubPOSettings | None = None
+    """Of SubPO."""
     region: Region | None = None
     """The region of interest of ``ads_roi``; its error is reported for every method."""
     stop: StopRule | None = None
@@ -93,7 +90,12 @@ class Comparison(Problem):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        needs = {"loupe": self.loupe, "loupe_unet": self.loupe, "pg": self.policy}
+        needs: dict[str, object] = {
+            "loupe": self.loupe,
+            "loupe_unet": self.loupe,
+            "pg": self.policy,
+            "subpo": self.subpo,
+        }
         needs |= {"ads_roi": self.region, "ads_stop": self.stop}
         for method, settings in needs.items():
             if method in self.methods and settings is None:
@@ -101,15 +103,15 @@ class Comparison(Problem):
                 key = "region" if key == "roi" else key
                 raise InputError(f"{self.name}: method {method} needs the key {key}")
         for name, settings in (("loupe", self.loupe), ("policy", self.policy)):
-            if settings is not None and settings.budget != self.budget:  # type: ignore[attr-defined]
+            if settings is not None and settings.budget != self.budget:
                 raise InputError(f"{self.name}: {name}.budget must be the problem's, {self.budget}")
         if len(set(self.methods)) < len(self.methods):
             raise InputError(f"{self.name}: methods: one stands there twice")
         if self.sampling.particles < 2 and set(self.methods) & set(ADAPTIVE):
             raise InputError(f"{self.name}: sampling.particles: 1, but one particle has no entropy; at least 2")
         mixture = isinstance(self.mixture, MixtureSettings)
-        if not mixture and (self.regret or "greedy_fixed" in self.methods):
-            raise InputError(f"{self.name}: greedy_fixed and regret need a mixture: give the key search")
+        if not mixture and (self.regret or {"greedy_fixed", "subpo"} & set(self.methods)):
+            raise InputError(f"{self.name}: greedy_fixed, subpo and regret need a mixture: give the key search")
         if "ads_exact" in self.methods and not isinstance(self.prior, MixtureSettings):
             raise InputError(f"{self.name}: ads_exact needs a prior of kind gmm")
         if self.coils > 1 and self.subjects.at_once != 1:
@@ -192,6 +194,9 @@ class MRIStudy(Study):
             inputs["unet"] = unet
         if method in ("loupe", "loupe_unet") and s.loupe is not None:
             inputs["loupe"] = TrainedLOUPE(problem=problem, settings=s.loupe, limit=s.learning_images, seed=0)
+        if method == "subpo" and s.subpo is not None and isinstance(s.mixture, MixtureSettings):
+            limit = s.learning_images
+            inputs["subpo"] = TrainedSubPO(problem=problem, prior=s.mixture, settings=s.subpo, limit=limit, seed=0)
         if method == "pg" and s.policy is not None:
             limit = s.learning_images
             inputs["policy"] = TrainedPolicy(problem=problem, settings=s.policy, unet=unet, limit=limit, seed=0)
@@ -255,21 +260,24 @@ class MRIStudy(Study):
         evidence: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         everything: dict[str, dict[str, xr.Dataset]] = {}
         for s in self.compared:
-            found = {m: _gather(results, self.shards(s, m)) for m in s.methods}
-            metrics = {m: _metrics(data) for m, data in found.items()}
+            found: dict[str, xr.Dataset] = {m: _gather(results, self.shards(s, m)) for m in s.methods}
+            metrics: dict[str, dict[str, np.ndarray]] = {m: metrics_of(data) for m, data in found.items()}
             evidence |= {(s.name, m): values for m, values in metrics.items()}
-            table += _rows(s, metrics)
+            table += rows_of(s, metrics)
             if s.regret:
-                table += _regret_rows(s, [results[run] for run in self.regrets(s)])
-            drawn += figures.of_scenario(s.name, s.operator, found)
-            notes += _notes(s, found)
+                table += regret_rows(s, [results[run] for run in self.regrets(s)])
+            drawn += figures.of_scenario(
+                s.name, s.operator, found, [results[run] for run in self.regrets(s)] if s.regret else ()
+            )
+            notes += losses_of(s, metrics) + notes_of(s, found)
             groups[f"/{s.name}"] = _merged(found, s.budget)
             everything[s.name] = found
         drawn = figures.of_budgets({s.name: s for s in self.compared}, everything) + drawn
         absent = {s.name: s.images.missing for s in self.scenarios if s not in self.compared and not self.smoke}
         notes += [f"{name} was left out: {why}." for name, why in absent.items()]
         if self.smoke:
-            notes.insert(0, "A smoke run: simulated images, 20 steps, hardly trained networks. The numbers mean nothing.")
+            notes.insert(0, "A smoke run: simulated images, 20 steps, hardly trained networks: no result.")
+            evidence, absent = {}, {s.name: "a smoke run decides nothing" for s in self.scenarios}
         claims = decide(Evidence(evidence, absent), self.claims)
         notes.append(MEASURES)
         notes.append(
@@ -281,79 +289,21 @@ class MRIStudy(Study):
 
 def _gather(results: Results, shards: list[list[Acquire]]) -> xr.Dataset:
     """All shards and seeds of a method: dims seed, subject, recorded, ..."""
-    from apps.mri.recording import concatenate
-
     seeds = [concatenate([results[run] for run in runs]) for runs in shards]
-    return xr.concat(seeds, xr.Variable("seed", np.arange(len(seeds))), coords="minimal", compat="override", join="override")  # fmt: skip
-
-
-def _metrics(data: xr.Dataset) -> dict[str, np.ndarray]:
-    """Mean over the seeds of every metric, subject by subject."""
-    return {m: data[m].mean("seed").values.astype(float) for m in METRICS if m in data}
-
-
-def _rows(s: Comparison, metrics: Mapping[str, Mapping[str, np.ndarray]]) -> list[Row]:
-    rows: list[Row] = []
-
-    def row(method: str, metric: str, unit: str, i: Interval) -> None:
-        rows.append(Row(s.name, method, metric, unit, i.mean, i.low, i.high, i.n))
-
-    main = "mae" if s.operator in ("pixels", "columns") else "psnr"
-    for method, values in metrics.items():
-        for metric, unit in METRICS.items():
-            if metric not in values or (metric == "actions" and np.ptp(values[metric]) == 0):
-                continue
-            name = metric.upper() if "_" not in metric and metric != "actions" else metric.replace("_", " ")
-            row(method, name, unit, mean_interval(values[metric], resamples=RESAMPLES))
-        if method == "ads" or "ads" not in metrics:
-            continue
-        ours, theirs = metrics["ads"][main], values[main]
-        better = ours < theirs if main == "mae" else ours > theirs
-        gain = paired_difference(*((theirs, ours) if main == "mae" else (ours, theirs)), resamples=10_000)
-        row(method, f"gain of ADS in {main.upper()}", METRICS[main], gain)
-        row(method, "ADS is better", "share", proportion_interval(int(better.sum()), len(better)))
-        rows.append(Row(s.name, method, "p of the gain", "1", gain.p, n=gain.n))
-    return rows
-
-
-def _regret_rows(s: Comparison, found: list[xr.Dataset]) -> list[Row]:
-    data = xr.concat(found, "subject")
-    rows = []
-    for method in (*data.method.values, "greedy"):
-        errors = data.nmse.sel(method=method) if method != "greedy" else data.nmse_greedy
-        regret = mean_interval(errors.values - data.nmse_best.values, resamples=RESAMPLES)
-        name = "clairvoyant greedy" if method == "greedy" else str(method)
-        rows.append(Row(s.name, name, "regret in NMSE", "1", regret.mean, regret.low, regret.high, regret.n))
-    return rows
-
-
-def _notes(s: Comparison, found: Mapping[str, xr.Dataset]) -> list[str]:
-    notes = []
-    if s.images.kind == "atlas":
-        notes.append(
-            f"{s.name}: there is one averaged head: training and test slices differ by plane, contrast, pose and phase "
-            "only. On smooth anatomy of low resolution a low-pass mask ties with ADS and a mask searched on training "
-            "data may be better; adaptivity pays where subjects differ in k-space."
-        )
-    taken = found["ads"].actions.values if "ads" in found else np.array([s.budget])
-    if s.sampling.schedule == "reference" and np.any(taken != s.budget):
-        notes.append(f"{s.name}: the reference's schedule took {taken.max():.0f} actions, the budget is {s.budget}.")
-    faults = {
-        fault: int(sum(float(data[fault].sum()) for data in found.values()))
-        for fault in ("restarts", "collapsed", "dropped")
-    }
-    if any(faults.values()):
-        said = ", ".join(f"{count} {fault}" for fault, count in faults.items() if count)
-        notes.append(f"{s.name}: {said} (particles restarted after guidance blew them up; subjects whose particles agreed on everything; requests not delivered).")  # fmt: skip
-    return notes
+    return xr.concat(seeds, xr.Variable("seed", np.arange(len(seeds))), **JOINED)
 
 
 def _merged(found: Mapping[str, xr.Dataset], budget: int) -> xr.Dataset:
     """All methods of a scenario: dims method, budget, seed, subject, ..."""
+    longest = {d: np.arange(max(data.sizes[d] for data in found.values())) for d in ("acquisition", "step")}
     parts = []
     for data in found.values():
-        indexed = {d: np.arange(data.sizes[d]) for d in ("acquisition", "step") if d in data.dims}
-        parts.append(data.assign_coords(indexed).drop_attrs(deep=False).drop_vars("target", errors="ignore"))
-    merged = xr.concat(parts, xr.Variable("method", list(found)), join="outer", coords="minimal", compat="override", data_vars="all")  # fmt: skip
+        # As stored, an integer has no room for the NaN of a method that lacks it.
+        plain = data.drop_attrs(deep=False).drop_encoding().drop_vars("target", errors="ignore")
+        indexed = plain.assign_coords({d: np.arange(data.sizes[d]) for d in longest})
+        # A method that acquires less often is padded with -1, as a subject that stopped is.
+        parts.append(indexed.reindex(longest, fill_value={"acq_order": -1, "acq_step": -1}))
+    how = {"join": "exact", "coords": "minimal", "compat": "override", "data_vars": "all"}
+    merged = xr.concat(parts, xr.Variable("method", list(found)), **how)  # type: ignore[call-overload]
     first = next(iter(found.values()))
     return merged.assign(target=first["target"].isel(seed=0, drop=True)).expand_dims(budget=[budget])

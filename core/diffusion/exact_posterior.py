@@ -65,7 +65,7 @@ class ExactPosterior:
             raise InputError("the exact posterior needs a measurement with orthonormal rows, not several coils")
         if measurement.shape != prior.shape:
             raise InputError(f"prior of shape {prior.shape}, but images of shape {measurement.shape}")
-        if sigma < 0:
+        if not sigma >= 0:
             raise InputError(f"sigma: {sigma}, must be at least 0")
         self.prior, self.measurement, self.sigma = prior, measurement, sigma or NOISELESS
         k, _, r = prior.basis.shape
@@ -95,7 +95,8 @@ class ExactPosterior:
 
     def log_weights(self, y: Tensor, mask: Tensor) -> Tensor:
         """Log posterior weights of the components (S, K), given samples (S, A, R) where ``mask`` (S, A) is true."""
-        return self._weights_and_shift(y.double(), mask.double(), self._condition(mask.double()))[0]
+        taken = mask.double()
+        return self._weights_and_shift(_seen(y, mask), taken, self._condition(taken))[0]
 
     def mean(self, y: Tensor, mask: Tensor) -> Tensor:
         """Posterior mean (S, C, H, W) given samples (S, A, R) where ``mask`` (S, A) is true."""
@@ -103,7 +104,7 @@ class ExactPosterior:
 
     def mean_samples(self, y: Tensor, mask: Tensor) -> Tensor:
         """T of the posterior mean (S, A, R), float64."""
-        taken, seen = mask.double(), y.double() * mask[..., None]
+        taken, seen = mask.double(), _seen(y, mask)
         log_weights, shift = self._weights_and_shift(seen, taken, self._condition(taken))
         share = log_weights.exp()
         measured = share * (self._v / self._t)
@@ -118,26 +119,29 @@ class ExactPosterior:
         A sample of the prior's component is corrected by the gain on its own simulated measurement (Matheron's rule),
         which needs no posterior covariance.
         """
-        taken, seen = mask.double(), y.double() * mask[..., None]
-        conditioned = self._condition(taken)
-        share = self._weights_and_shift(seen, taken, conditioned)[0].exp()
-        k = torch.searchsorted(share.cumsum(-1), noise.uniform).clamp(max=len(self._v) - 1)
-        subjects, particles = k.shape
-        flat = k.flatten()
-        prior = self.prior.means.double()[flat] + self.prior.along(flat, self._root[flat] * noise.latent.flatten(0, 1))
-        rest = self._v[flat, None].sqrt() * noise.image.flatten(0, 1).flatten(1)
-        drawn = (prior + rest).view(subjects, particles, *self.prior.shape)
-        simulated = self.measurement.forward(drawn) + self.sigma * noise.samples
-        d = taken[:, None, :, None] * (seen[:, None] - simulated)
-        factor = conditioned.factor[torch.arange(subjects, device=k.device)[:, None], k]
-        projected = torch.einsum("krac,npac->npkr", self.basis, d)
-        own = projected.gather(2, k[..., None, None].expand(-1, -1, 1, projected.shape[-1])).squeeze(2)
-        root = self._root[k]
-        h = root * torch.cholesky_solve((root * own)[..., None], factor)[..., 0] / self._t[k][..., None]
-        image = self.prior.along(flat, h.flatten(0, 1)).view_as(drawn)
-        pull = (self._v / self._t)[k][..., None, None]
-        left = d - taken[:, None, :, None] * self.measurement.forward(image)
-        return (drawn + image + self.measurement.adjoint(pull * left)).to(self.prior.means.dtype)
+        taken, seen = mask.double(), _seen(y, mask)
+        given = self._condition(taken)
+        share = self._weights_and_shift(seen, taken, given)[0].exp()
+        component = torch.searchsorted(share.cumsum(-1), noise.uniform).clamp(max=len(self._v) - 1)
+        subjects, particles = component.shape
+        # T turns white noise into white noise: all is done in the samples' space, with one adjoint at the end.
+        white = self.measurement.forward(noise.image).flatten(0, 1).flatten(1)
+        luck = self.sigma * noise.samples.flatten(0, 1).flatten(1)
+        k, s = component.flatten(), torch.arange(subjects, device=mask.device).repeat_interleave(particles)
+        latent = self._root[k] * noise.latent.flatten(0, 1)
+        drawn = torch.empty_like(white)
+        # Particles of one component share its basis: gathering a basis for each would cost more than all the rest.
+        for c in k.unique().tolist():
+            rows = (k == c).nonzero().squeeze(1)
+            basis, root, v, t = self.basis[c].flatten(1), self._root[c], self._v[c], self._t[c]
+            prior = self.means[c].flatten() + latent[rows] @ basis + v.sqrt() * white[rows]
+            held = taken[s[rows], :, None].expand(-1, -1, seen.shape[-1]).flatten(1)
+            d = held * (seen[s[rows]].flatten(1) - prior - luck[rows])
+            projected = (root * (d @ basis.T))[..., None]
+            h = root * torch.cholesky_solve(projected, given.factor[s[rows], c])[..., 0] / t
+            shift = h @ basis
+            drawn[rows] = prior + shift + v / t * (d - held * shift)
+        return self.measurement.adjoint(drawn.view(subjects, particles, *seen.shape[1:])).to(self.prior.means.dtype)
 
     def _condition(self, taken: Tensor) -> _Conditioned:
         root = self._root
@@ -146,9 +150,8 @@ class ExactPosterior:
         factor = torch.linalg.cholesky(inner + torch.eye(root.shape[1], dtype=inner.dtype, device=inner.device))
         return _Conditioned(factor, 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
 
-    def _weights_and_shift(self, y: Tensor, taken: Tensor, given: _Conditioned) -> tuple[Tensor, Tensor]:
+    def _weights_and_shift(self, seen: Tensor, taken: Tensor, given: _Conditioned) -> tuple[Tensor, Tensor]:
         """Log weights (S, K) and the shifts h_k (S, K, r) of the components' means along their bases."""
-        seen = y * taken[..., None]
         projected = torch.einsum("krac,sac->skr", self.basis, seen) - torch.einsum("sa,akr->skr", taken, self._cross)
         squared = seen.square().sum((1, 2))[:, None] - 2 * torch.einsum("kac,sac->sk", self.means, seen)
         squared = squared + taken @ self._mean_squares.T
@@ -180,3 +183,8 @@ class ExactPosterior:
         shape = self.means.shape[1:]
         means = on_means @ self.means.flatten(1)
         return (means + on_basis.flatten(1) @ self.basis.flatten(2).flatten(0, 1)).view(-1, *shape)
+
+
+def _seen(y: Tensor, mask: Tensor) -> Tensor:
+    """Samples (S, A, R) in float64, zero where ``mask`` (S, A) is false: there they may be anything."""
+    return torch.where(mask[..., None], y.double(), 0.0)

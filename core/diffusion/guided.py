@@ -103,7 +103,7 @@ class GuidedSampler:
         """One step of all particles.
 
         A particle that guidance made non-finite restarts from the mean of its subject's others with fresh noise, and
-        with half its guidance.
+        with half its guidance; its estimate, where that is not finite, is the mean of the others'.
 
         Args:
             k: number of the step, 0 to T - 1.
@@ -117,8 +117,7 @@ class GuidedSampler:
         with torch.enable_grad():
             x0, eps = (part.view_as(x) for part in self.prior.denoise(x.flatten(0, 1), now))
             samples = self.measurement.forward(x0)
-            missed = torch.where(mask[:, None, :, None], y[:, None] - samples, 0.0)
-            squared = missed.square().sum((-2, -1))
+            squared = _missed(samples, y, mask)
             # Of residuals that are all zero the root has no gradient.
             total = squared.sum(1) if self.guidance.norm == "joint" else squared
             (gradient,) = torch.autograd.grad((total + 1e-12).sqrt().sum(), x)
@@ -127,26 +126,40 @@ class GuidedSampler:
         signal, noise = self.prior.schedule.rates(then)
         moved = replace(particles, x=signal * x0 + noise * eps - pull)
         if not bool(torch.isfinite(moved.x.sum())):
-            moved = self._restart(moved, x0, signal, noise, generators)
+            moved, x0 = self._restart(moved, x0, signal, noise, generators)
+            samples = self.measurement.forward(x0)
+            squared = _missed(samples, y, mask)
         return moved, Estimate(x0, samples.detach(), squared.sqrt())
 
     def _restart(
         self, particles: Particles, x0: Tensor, signal: Tensor, noise: Tensor, generators: Sequence[torch.Generator]
-    ) -> Particles:
-        sound = torch.isfinite(particles.x).flatten(2).all(-1) & torch.isfinite(x0).flatten(2).all(-1)
+    ) -> tuple[Particles, Tensor]:
+        finite = torch.isfinite(x0).flatten(2).all(-1)
+        sound = torch.isfinite(particles.x).flatten(2).all(-1) & finite
         kept = sound[..., None, None, None]
         count = kept.sum(1, keepdim=True).clamp(min=1)
         mean = torch.where(kept, x0, 0.0).sum(1, keepdim=True) / count
-        fresh = signal * mean + noise * self._normal(tuple(particles.x.shape[1:]), generators)
-        return Particles(
+        # A subject whose particles are all sound draws nothing, as it would not alone.
+        struck = (~sound).any(1)
+        hands = [g for g, s in zip(generators, struck.tolist(), strict=True) if s]
+        drawn = torch.zeros_like(x0)
+        drawn[struck] = self._normal(tuple(x0.shape[1:]), hands).to(x0)
+        fresh = signal * mean + noise * drawn
+        restarted = Particles(
             torch.where(kept, particles.x, fresh),
             torch.where(sound, particles.omega, particles.omega / 2),
             particles.restarts + ~sound,
         )
+        return restarted, torch.where(finite[..., None, None, None], x0, mean)
 
     @staticmethod
     def _normal(shape: tuple[int, ...], generators: Sequence[torch.Generator]) -> Tensor:
         return torch.stack([torch.randn(shape, generator=g, device=g.device) for g in generators])
+
+
+def _missed(samples: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Squared distance (S, P) of predicted samples (S, P, A, R) from the measured ones."""
+    return torch.where(mask[:, None, :, None], y[:, None] - samples, 0.0).square().sum((-2, -1))
 
 
 def consistent(measurement: Measurement, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:

@@ -71,6 +71,8 @@ class GaussianMixturePrior(Prior):
         self.register_buffer("_stack", self.basis.permute(1, 0, 2).reshape(d, k * r).contiguous(), persistent=False)
         self.register_buffer("_projected", torch.einsum("kdr,kd->kr", self.basis, self.means), persistent=False)
         self.register_buffer("_norms", self.means.square().sum(1), persistent=False)
+        within = self.eigenvalues.sum(1) + (d - r) * self.residual
+        self.training_norm = float((self.weights @ (self._norms + within)).sqrt())
 
     _stack: Tensor
     _projected: Tensor
@@ -103,7 +105,8 @@ class GaussianMixturePrior(Prior):
             dtype: of the prior's numbers.
 
         Raises:
-            InputError: fewer images than clusters, an impossible rank, or images that are not finite.
+            InputError: fewer images (or fewer that differ) than clusters, an impossible rank, or images that are not
+                finite.
             MissingExtra: scikit-learn is not installed.
         """
         cluster, decomposition = require("sklearn.cluster", "mri"), require("sklearn.decomposition", "mri")
@@ -120,6 +123,8 @@ class GaussianMixturePrior(Prior):
             scores = min(_SCORES, count, dimension)
             seen = decomposition.PCA(scores, svd_solver="randomized", random_state=seed).fit_transform(seen)
         labels = cluster.KMeans(components, n_init=1, random_state=seed).fit_predict(seen)
+        if (found := len(np.unique(labels))) < components:
+            raise InputError(f"components: {components}, but the images form only {found}: too many are alike")
         parts = [_principal(x[torch.as_tensor(np.flatnonzero(labels == k))], rank) for k in range(components)]
         means, basis, eigenvalues, residual = (torch.stack(p).to(dtype) for p in zip(*parts, strict=True))
         weights = torch.as_tensor(np.bincount(labels, minlength=components) / count, dtype=dtype)
@@ -188,9 +193,17 @@ class GaussianMixturePrior(Prior):
         Raises:
             InputError: no such files, or they do not hold a mixture prior.
         """
-        said = files.read_json(directory / "prior.json", ["kind", "shape", "signal_rates"])
+        source = directory / "prior.json"
+        said = files.read_json(source, ["kind", "shape", "signal_rates"])
         if said["kind"] != "gmm":
-            raise InputError(f"{directory / 'prior.json'}: kind is {said['kind']!r}, expected 'gmm'")
+            raise InputError(f"{source}: kind is {said['kind']!r}, expected 'gmm'")
+        shape, rates = said["shape"], said["signal_rates"]
+        try:
+            channels, height, width = (int(size) for size in shape)
+            most, least = rates
+            schedule = CosineAngle(most, least)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{source}: shape {shape!r}, signal_rates {rates!r}: {error}") from error
         path = directory / "weights.safetensors"
         try:
             tensors = load_file(path, device=str(device))
@@ -199,8 +212,11 @@ class GaussianMixturePrior(Prior):
         names = ("weights", "means", "basis", "eigenvalues", "residual")
         if absent := [name for name in names if name not in tensors]:
             raise InputError(f"{path}: lacks {', '.join(absent)}")
-        shape = tuple(said["shape"])
-        return cls(shape, *(tensors[name] for name in names), schedule=CosineAngle(*said["signal_rates"]))  # type: ignore[arg-type]
+        weights, means, basis, eigenvalues, residual = (tensors[name] for name in names)
+        try:
+            return cls((channels, height, width), weights, means, basis, eigenvalues, residual, schedule)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def _principal(x: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

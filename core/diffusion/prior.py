@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.diffusion.schedule import Schedule
+from core.errors import InputError
 
 
 class Prior(nn.Module, ABC):
@@ -16,10 +17,13 @@ class Prior(nn.Module, ABC):
     Attributes:
         shape: (C, H, W) of one image; two channels are the real and the imaginary part.
         schedule: signal and noise rates of diffusion time.
+        training_norm: mean L2 norm of the images it knows, by which others see whether theirs are scaled alike; None
+            where that is not known.
     """
 
     shape: tuple[int, int, int]
     schedule: Schedule
+    training_norm: float | None = None
 
     @abstractmethod
     def noise(self, x: Tensor, tau: Tensor) -> Tensor:
@@ -41,7 +45,12 @@ class Prior(nn.Module, ABC):
         """``count`` images (count, C, H, W) by deterministic DDIM in ``steps`` steps (Song et al. 2021, eq. 12).
 
         The images are on the device of ``generator``, where the prior must be too.
+
+        Raises:
+            InputError: fewer than one step.
         """
+        if steps < 1:
+            raise InputError(f"steps: {steps}, must be at least 1")
         x = torch.randn((count, *self.shape), generator=generator, device=generator.device)
         x0 = x
         for k in range(steps):

@@ -120,6 +120,8 @@ class SubPO(PPO):
         InputError: an unknown credit, or Dict observations; in ``learn``, a roll-out in which no episode ends.
     """
 
+    takes_masks = True
+
     policy_aliases: ClassVar[dict[str, type[Any]]] = {"MlpPolicy": MaskedPolicy, "CnnPolicy": MaskedCnnPolicy}
     saved_arguments: ClassVar[tuple[str, ...]] = (
         *("n_steps", "learning_rate", "credit", "ent_coef", "normalize_advantage", "max_grad_norm"),

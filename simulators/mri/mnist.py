@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def read_mnist(folder: str | Path, part: str) -> Tensor:
     path = found[0]
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: not a whole gzip file ({error})") from error
     header = np.frombuffer(content[:16], dtype=">u4") if len(content) >= 16 else np.zeros(4, np.uint32)
     shape = tuple(int(n) for n in header[1:])

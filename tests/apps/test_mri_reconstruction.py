@@ -79,24 +79,26 @@ def test_zero_filled_is_the_adjoint_of_what_was_measured():
 
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_the_objective_never_rises(penalty):
-    operator, images = KSpaceLines(SHAPE), draw_images()
-    samples, mask = operator.forward(images), draw_masks(6, 16, 6)
+    operator, images = KSpaceLines(SHAPE), draw_images(2)
+    samples, mask = operator.forward(images), draw_masks(2, 16, 6)
+    # With so large a weight FISTA without its guard rises after 8 steps (total variation) or about 40 (wavelets).
+    counts = [*range(1, 16), *range(36, 46)]
     values = torch.stack(
         [
             method.objective(method(samples, mask), samples, mask)
-            for method in (CompressedSensing(operator, penalty, 0.05, n) for n in range(1, 30))
+            for method in (CompressedSensing(operator, penalty, 0.2, n) for n in counts)
         ]
     )
     assert bool((values.diff(dim=0) <= 1e-12).all())
-    assert bool((values[-1] < 0.98 * values[0]).all())
+    assert bool((values[-1] < 0.99 * values[0]).all())
 
 
-@pytest.mark.parametrize("penalty", [TotalVariation(iterations=80), Wavelet("db2", 2)])
+@pytest.mark.parametrize("penalty", [TotalVariation(iterations=40), Wavelet("db2", 2)])
 @pytest.mark.parametrize("operator", [KSpaceLines(SHAPE), multicoil(2.0)])
 def test_the_result_is_a_minimum(operator, penalty):
     images = draw_images(3)
     samples, mask = operator.forward(images), draw_masks(3, 16, 6)
-    method = CompressedSensing(operator, penalty, weight=0.05, iterations=200)
+    method = CompressedSensing(operator, penalty, weight=0.05, iterations=150)
     found = method(samples, mask)
     least = method.objective(found, samples, mask)
     moves = torch.cat([draw_images(3, seed=seed) for seed in range(2, 12)] + [images - found, -found])
@@ -177,7 +179,7 @@ def test_tuning_takes_the_best_weight_and_noise_asks_for_a_larger_one():
     mask = torch.rand(2, 1024, generator=seeded()) < 0.6
     mask[:, operator.center] = True
     weights = [0.0, 0.003, 0.01, 0.03, 0.1, 0.3]
-    start = CompressedSensing(operator, TotalVariation(), iterations=60)
+    start = CompressedSensing(operator, TotalVariation(), iterations=40)
     clean, errors = tune(start, weights, image, mask)
     assert errors[clean.weight] == min(errors.values()) < errors[0.0]
     samples = operator.forward(image)
@@ -208,7 +210,7 @@ def test_refusals_are_one_line(make, message):
 
 @pytest.fixture(scope="module")
 def trained():
-    images = Adaptivity(classes=4, size=16).sample(160, seed=0)
+    images = Adaptivity(classes=4, size=16).sample(96, seed=0)
     return unet_reconstruction.train(KSpaceLines(SHAPE), images, line_masks, SMALL, seed=2)
 
 
@@ -232,8 +234,8 @@ def test_a_unet_reads_nothing_outside_the_mask_and_scales_with_the_data(trained)
 
 @pytest.mark.parametrize("loss", ["l1", "ssim"])
 def test_training_is_a_function_of_its_seed_and_lowers_the_loss(loss):
-    images = Adaptivity(classes=4, size=16).sample(32, seed=0)
-    settings = SMALL.model_copy(update={"loss": loss, "epochs": 4, "noise": 0.01})
+    images = Adaptivity(classes=4, size=16).sample(24, seed=0)
+    settings = SMALL.model_copy(update={"loss": loss, "epochs": 3, "noise": 0.01})
     before = torch.get_rng_state()
     said = []
     runs = [
@@ -252,9 +254,9 @@ def test_training_is_a_function_of_its_seed_and_lowers_the_loss(loss):
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     losses = [float(message.removeprefix("loss ")) for _, message in said]
-    assert losses[:4] == losses[4:8]
-    assert losses[3] < losses[0]
-    assert [share for share, _ in said[:4]] == [0.25, 0.5, 0.75, 1.0]
+    assert losses[:3] == losses[3:6]
+    assert losses[2] < losses[0]
+    assert [share for share, _ in said[:3]] == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
 def test_a_diverged_training_says_so():
@@ -273,10 +275,10 @@ def test_a_saved_unet_comes_back_and_another_is_refused(trained, tmp_path):
         UNetReconstruction.load(tmp_path / "networks" / "unet", KSpaceLines((2, 8, 16)))
     record = tmp_path / "networks" / "unet.json"
     record.write_text(record.read_text().replace('"channels": 8', '"channels": 0'))
-    with pytest.raises(InputError, match="settings.channels"):
+    with pytest.raises(InputError, match=r"settings\.channels"):
         UNetReconstruction.load(tmp_path / "networks" / "unet", trained.operator)
     record.write_text(record.read_text().replace('"channels": 0', '"channels": 4'))
-    with pytest.raises(InputError, match="unet.safetensors"):
+    with pytest.raises(InputError, match=r"unet\.safetensors"):
         UNetReconstruction.load(tmp_path / "networks" / "unet", trained.operator)
     with pytest.raises(InputError, match="no such file"):
         UNetReconstruction.load(tmp_path / "absent", trained.operator)

@@ -221,4 +221,5 @@ def test_the_anchor_test_repairs_self_play_against_a_stale_reference(seed):
     shares["finetune"] = wanted(seppo.finetune(winners))
     assert shares["seppo"] > shares["spin"] + 0.2, shares
     assert shares["seppo"] > shares["base"] + 0.2, shares
+    assert shares["spin"] < shares["base"], shares
     assert shares["finetune"] > 0.9, shares
