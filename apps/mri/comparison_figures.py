@@ -173,19 +173,21 @@ def stops(found: Mapping[str, xr.Dataset], layout: ActionLayout) -> Drawing:
     edges = np.arange(used.min() - 0.5, used.max() + 1.5, max(1, round((np.ptp(used) + 1) / 30)))
     left.hist(used, bins=edges, color=COLOURS["ads_stop"], edgecolor="white", lw=0.5)
     left.axvline(used.mean(), color="black", lw=1.2, ls="--", label=f"mean {used.mean():.1f}")
-    left.set(xlabel=f"{layout.noun}s acquired", ylabel="subjects")
+    left.set(xlabel=f"{layout.noun}s acquired", ylabel="acquisitions")
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     for method, mark in (("ads_stop", "o"), ("ads", "x")):
         if method in found:
             points = (found[method][name].values.ravel() for name in ("actions", "psnr"))
             right.plot(*points, ls="", marker=mark, ms=4, color=COLOURS[method], alpha=0.7, label=NAMES[method])
     right.set(xlabel=f"{layout.noun}s acquired", ylabel="PSNR of a subject (dB)")
+    most = max(int(found[method]["actions"].max()) for method in ("ads_stop", "ads") if method in found)
     for axes in (left, right):
+        axes.set_xlim(used.min() - 1, most + 1)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8.5, frameon=False)
         top = axes.secondary_xaxis("top")
-        ticks = np.unique(np.linspace(used.min(), max(used.max(), used.min() + 1), 5).round())
+        ticks = np.unique(np.linspace(used.min(), most, 5).round())
         top.set_xticks(ticks, [f"{layout.actions / t:.3g}×" for t in ticks], fontsize=8)
         top.set_xlabel("acceleration", fontsize=9)
     return drawing

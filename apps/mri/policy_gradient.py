@@ -11,6 +11,7 @@ from torch.nn.functional import one_hot
 
 from apps.mri.classical import Reconstruction, peak
 from apps.mri.loupe import center_block
+from apps.mri.methods import Sequential
 from apps.mri.operator_network import OperatorNetwork
 from apps.mri.unet_reconstruction import Progress, noisy
 from core.errors import InputError
@@ -98,20 +99,14 @@ class LinePolicy(OperatorNetwork):
         """The likeliest action (N,) not yet taken."""
         return self(images, mask).argmax(-1)
 
-    @torch.no_grad()
-    def acquire(self, reconstruct: Reconstruction, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Choose up to the budget: masks (N, A), and the order (N, B - first) of the actions chosen.
+    def chooser(self, reconstruct: Reconstruction) -> Sequential:
+        """The policy as a chooser of lines, on top of the reconstruction that it was trained with."""
 
-        Args:
-            reconstruct: the reconstruction that the policy was trained with.
-            samples: all samples (N, A, R); only those of actions already taken are looked at.
-        """
-        mask, order = self.start.expand(len(samples), -1), []
-        for _ in range(self.settings.budget - self.settings.center_lines):
-            line = self.next_line(reconstruct(samples, mask), mask)
-            mask = mask | one_hot(line, self.operator.actions).bool()
-            order.append(line)
-        return mask, torch.stack(order, dim=1)
+        def choose(samples: Tensor, mask: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.next_line(reconstruct(samples, mask), mask)
+
+        return Sequential(choose, self.start, self.settings.budget)
 
 
 def train(

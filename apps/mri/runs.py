@@ -243,11 +243,7 @@ class Acquire(Run):
             if self.method == "pg":
                 assert self.policy is not None
                 policy, network = self.policy.load(operator, context), self.policy.unet.load(operator, context)
-                chooser = Sequential(
-                    lambda samples, mask: policy.next_line(network(samples, mask), mask),
-                    policy.start.to(context.device),
-                    self.problem.budget,
-                )
+                chooser = policy.chooser(network)
                 mask, samples, order = chooser.acquire(scanner)
                 return deterministic(network(samples, mask), mask, samples, order)
             if self.method == "loupe_unet":

@@ -27,7 +27,7 @@ def settings(**more):
     return FAST.model_copy(update=more)
 
 
-def run(budget=6, count=2, *, machine=None, initial=None, on_step=None, first=0, prior=PRIOR, operator=OPERATOR, **more):
+def run(budget=6, count=2, machine=None, initial=None, on_step=None, first=0, prior=PRIOR, operator=OPERATOR, **more):
     """A short acquisition; ``more`` goes to ADS, or else to its settings."""
     own = {name: more.pop(name) for name in ("weights", "fallback", "stop") if name in more}
     ads = ADS(prior, operator, settings(**more), **own)
@@ -192,12 +192,13 @@ def test_a_region_of_interest_draws_the_choice_to_itself(score):
     targets, weights = subjects(4, prior), torch.full((8, 8), 0.02)
     weights[2:5, 3:7] = 1.0
     more = {"prior": prior, "operator": operator, "score": score}
-    plain = run(12, 4, machine=scanner(4, operator, targets), **more)
-    drawn = run(12, 4, machine=scanner(4, operator, targets), weights=weights, **more)
+    plain, same_weights, drawn = (
+        run(12, 4, machine=scanner(4, operator, targets), weights=w, **more) for w in (None, 0 * weights + 1, weights)
+    )
     inside = (weights == 1).flatten()
     assert drawn.mask[:, inside].sum(1).tolist() == [12] * 4
     assert bool((plain.mask[:, inside].sum(1) < 8).all())
-    assert torch.equal(plain.mask, run(12, 4, machine=scanner(4, operator, targets), weights=0 * weights + 1, **more).mask)
+    assert torch.equal(plain.mask, same_weights.mask)
 
 
 def test_a_subject_stops_when_it_knows_enough():
@@ -415,12 +416,20 @@ def test_several_coils_work_but_are_not_put_in_by_force():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"sigma": 0}, {"sigma": -1}, {"particles": 0}, {"steps": 0}, {"score": "entropy"}, {"omega": -1}, {"omega": math.inf}],
+    ("name", "value"),
+    [
+        ("sigma", 0),
+        ("sigma", -1),
+        ("particles", 0),
+        ("steps", 0),
+        ("score", "best"),
+        ("omega", -1),
+        ("omega", math.inf),
+    ],
 )
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        Sampling(**wrong)
+def test_impossible_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Sampling(**{name: value})
 
 
 @pytest.mark.gpu

@@ -138,7 +138,7 @@ def test_impossible_beliefs_are_refused():
     with pytest.raises(InputError, match="at least 2"):
         entropy_scores(normal(1, 1, 3, 2), 1.0)
     for sigma in (0.0, -1.0, math.nan):
-        with pytest.raises(InputError, match="sigma: .* must be above 0"):
+        with pytest.raises(InputError, match=r"sigma: .* must be above 0"):
             entropy_scores(normal(1, 2, 3, 2), sigma)
     with pytest.raises(InputError, match=f"'entropy', must be one of {', '.join(SCORES)}$"):
         entropy_scores(normal(1, 2, 3, 2), 1.0, "entropy")

@@ -11,6 +11,7 @@ from apps.mri.policy_gradient import LinePolicy, PolicyGradientSettings, advanta
 from core.errors import InputError
 from core.rl import TrainingDiverged
 from simulators.mri.operators import Columns, KSpaceLines, to_channels
+from simulators.mri.scanner import RecordedScanner
 
 OPERATOR = KSpaceLines((2, 16, 16))
 ZERO_FILLED = ZeroFilled(OPERATOR)
@@ -58,11 +59,18 @@ def test_taken_lines_have_no_chance():
     torch.testing.assert_close(log_probs.exp().sum(1), torch.ones(5))
 
 
+def chosen(policy, samples):
+    """Masks and orders of the policy when a scanner answers with ``samples``."""
+    scanner = RecordedScanner(OPERATOR, samples, torch.ones(samples.shape[:2], dtype=torch.bool))
+    mask, _, order = policy.chooser(ZERO_FILLED).acquire(scanner)
+    return mask, order
+
+
 @pytest.mark.parametrize("budget", [4, 16])
 def test_no_line_is_chosen_twice_and_the_budget_is_met(budget):
     policy = LinePolicy.drawn(OPERATOR, SETTINGS.model_copy(update={"budget": budget}), 0)
     images, _ = stripes(7, 0)
-    mask, order = policy.acquire(ZERO_FILLED, OPERATOR.forward(images))
+    mask, order = chosen(policy, OPERATOR.forward(images))
     assert bool((mask.sum(1) == budget).all())
     assert order.shape == (7, budget - 1)
     assert all(len({8, *row}) == budget for row in order.tolist())
@@ -101,9 +109,9 @@ def test_training_shows_each_state_its_own_reconstruction(monkeypatch):
 def test_choices_depend_on_acquired_samples_alone():
     policy, (images, _) = LinePolicy.drawn(OPERATOR, SETTINGS, 0), stripes(6, 0)
     samples = OPERATOR.forward(images)
-    mask, order = policy.acquire(ZERO_FILLED, samples)
+    mask, order = chosen(policy, samples)
     other = torch.randn(samples.shape, generator=seeded(9))
-    assert torch.equal(policy.acquire(ZERO_FILLED, torch.where(mask[..., None], samples, other))[1], order)
+    assert torch.equal(chosen(policy, torch.where(mask[..., None], samples, other))[1], order)
 
 
 def test_the_learned_policy_takes_the_line_of_each_class():
@@ -113,7 +121,7 @@ def test_the_learned_policy_takes_the_line_of_each_class():
         OPERATOR, ZERO_FILLED, stripes(96, 0)[0], settings, seed=0, progress=lambda *now: said.append(now)
     )
     images, label = stripes(64, 1)
-    _, order = policy.acquire(ZERO_FILLED, OPERATOR.forward(images))
+    _, order = chosen(policy, OPERATOR.forward(images))
     right = (order[:, 0] == LINES[label]).float().mean()
     assert right > 0.9  # a fixed line is right for a quarter of them, a random one for a fifteenth
     gains = [float(message.removeprefix("SSIM gain ")) for _, message in said]
@@ -149,7 +157,7 @@ def test_a_saved_policy_comes_back(tmp_path):
     policy.save(tmp_path / "policy")
     again = LinePolicy.load(tmp_path / "policy", OPERATOR)
     samples = OPERATOR.forward(images)
-    assert torch.equal(again.acquire(ZERO_FILLED, samples)[1], policy.acquire(ZERO_FILLED, samples)[1])
+    assert torch.equal(chosen(again, samples)[1], chosen(policy, samples)[1])
     with pytest.raises(InputError, match="shape is"):
         LinePolicy.load(tmp_path / "policy", KSpaceLines((2, 16, 32)))
 
