@@ -18,6 +18,8 @@ from benchmarks.clock import spread
 from benchmarks.mri_peers import COMPILED, PEERS, Peer, Run, missing
 from benchmarks.turns import milliseconds, ratio
 from core.diffusion.guided import GuidedSampler, sample_posterior
+from core.diffusion.prior import Prior
+from core.diffusion.schedule import CosineAngle
 from core.diffusion.unet import NetworkPrior, ResidualUNet
 from simulators.mri.operators import KSpaceLines
 from simulators.mri.scanner import Scanner
@@ -29,8 +31,8 @@ class Setting:
 
     size: int = 64
     particles: int = 8
-    steps: int = 20
-    lines: int = 16
+    steps: int = 10
+    lines: int = 8
     widths: tuple[int, ...] = (16, 32, 64)
     depth: int = 1
     device: str = "cpu"
@@ -46,16 +48,32 @@ class Setting:
 PAPER = Setting(128, 16, 1000, 32, (32, 64, 96, 128), 2, "cuda")
 
 
-class Subject:
-    """A subject, a network that was never trained, and the runs of both."""
+def untrained(setting: Setting) -> NetworkPrior:
+    """The network; training would not change what it costs."""
+    torch.manual_seed(0)
+    network = ResidualUNet(2, setting.widths, setting.depth)
+    torch.nn.init.normal_(network.head.weight, std=0.02)
+    return NetworkPrior(network, (2, setting.size, setting.size)).eval().to(setting.device)
+
+
+class Idle(Prior):
+    """A prior that costs nothing: it takes half of what it sees for noise."""
 
     def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+        super().__init__()
+        self.shape, self.schedule = (2, setting.size, setting.size), CosineAngle()
+
+    def noise(self, x: Tensor, tau: Tensor) -> Tensor:
+        """Half of it."""
+        return 0.5 * x
+
+
+class Subject:
+    """A subject, and the runs with a prior."""
+
+    def __init__(self, setting: Setting, prior: Prior) -> None:
+        self.setting, self.prior = setting, prior
         shape = (2, setting.size, setting.size)
-        torch.manual_seed(0)
-        network = ResidualUNet(2, setting.widths, setting.depth)
-        torch.nn.init.normal_(network.head.weight, std=0.02)
-        self.prior = NetworkPrior(network, shape).eval().to(setting.device)
         self.operator = KSpaceLines(shape)
         self.target = torch.randn(1, *shape).to(setting.device)
         self.initial = (torch.arange(setting.size) == self.operator.center)[None].to(setting.device)
@@ -67,14 +85,14 @@ class Subject:
     def ads(self) -> Acquisition:
         """A run of ADS."""
         s = self.setting
-        # The particles of an untrained network lie far apart; a wide belief keeps the scores of the lines distinct.
+        # Particles without a trained prior lie far apart; a wide belief keeps the scores of the lines distinct.
         ads = ADS(self.prior, self.operator, Sampling(steps=s.steps, particles=s.particles, sigma=1e3))
         return ads.run(Scanner(self.operator, self.target), self.initial, s.lines, self.generators())
 
-    def dps(self, samples: Tensor, mask: Tensor) -> Tensor:
-        """Posterior sampling with all of the samples from the start."""
+    def dps(self, found: Acquisition) -> Tensor:
+        """Posterior sampling with the samples that ADS ``found``, all of them from the start."""
         sampler = GuidedSampler(self.prior, self.operator, self.setting.steps)
-        return sample_posterior(sampler, samples, mask, self.setting.particles, self.generators())
+        return sample_posterior(sampler, found.samples, found.mask, self.setting.particles, self.generators())
 
     def scoring(self) -> list[float]:
         """Milliseconds of scoring the particles' samples once, several times."""
@@ -107,10 +125,10 @@ class Subject:
 
 def main() -> None:
     """Print times and ratios; where there is a GPU, those of the paper's setting too."""
-    against_peers(Setting(), PEERS, repeats=7)
+    against_peers(Setting(), PEERS, repeats=15)
     scoring("cpu")
     mri_files.main()
-    cost(Setting(steps=8), {"particles": (4, 8, 16, 32), "lines": (1, 8, 16, 32), "size": (32, 64, 128)})
+    cost(Setting(), {"particles": (4, 8, 16, 32), "lines": (1, 8, 16, 32), "size": (32, 64, 128)})
     if torch.cuda.is_available():
         against_peers(PAPER, PEERS | COMPILED, repeats=3)
         scoring("cuda")
@@ -119,16 +137,14 @@ def main() -> None:
 
 def against_peers(setting: Setting, peers: Mapping[str, Peer], repeats: int) -> None:
     """A step, which is a whole run divided by its steps."""
-    subject = Subject(setting)
+    subject = Subject(setting, prior := untrained(setting))
     found = subject.ads()
-    works: dict[str, Run] = {"ADS": subject.ads, "bare DPS": lambda: subject.dps(found.samples, found.mask)}
+    works: dict[str, Run] = {"ADS": subject.ads, "bare DPS": lambda: subject.dps(found)}
     limits = {"bare DPS": 1.05} | {name: peer.limit for name, peer in peers.items()}
     absent = {name: reason for name, peer in peers.items() if (reason := missing(peer.module))}
     for name in [name for name in peers if name not in absent]:
-        same = (subject.prior, found.samples[0], found.mask[0], setting.steps, setting.particles)
-        works[name] = peers[name].build(*same)
-    runs = milliseconds(works, repeats, device=setting.device)
-    steps = {name: [took / setting.steps for took in times] for name, times in runs.items()}
+        works[name] = peers[name].build(prior, found.samples[0], found.mask[0], setting.steps, setting.particles)
+    steps = _steps(setting, works, repeats)
     print(f"  ms a step: {setting}\n    ADS                  {spread(steps['ADS'])}")
     for name, limit in limits.items():
         if name in absent:
@@ -136,10 +152,21 @@ def against_peers(setting: Setting, peers: Mapping[str, Peer], repeats: int) -> 
             continue
         label = f"{name} {version(peers[name].package)}" if name in peers else name
         print(f"    {label:<20} {spread(steps[name])}, ADS {ratio(steps['ADS'], steps[name])} (target at most {limit})")
+    bare = statistics.median(steps["bare DPS"])
     scores = subject.scoring()
-    share = statistics.median(scores) / statistics.median(steps["bare DPS"])
     target = " (target at most 5 %)" if setting.device == "cuda" else ""
-    print(f"    one scoring          {spread(scores)} = {share:.2%} of a bare step{target}")
+    print(f"    one scoring          {spread(scores)} = {statistics.median(scores) / bare:.2%} of a bare step{target}")
+    # The network's time varies by more than what the choices add to it, so these are timed without it.
+    idle = Subject(setting, Idle(setting))
+    found_idly = idle.ads()
+    both = _steps(setting, {"ADS": idle.ads, "bare DPS": lambda: idle.dps(found_idly)}, repeats)
+    choices = [ads - dps for ads, dps in zip(both["ADS"], both["bare DPS"], strict=True)]
+    print(f"    all that ADS adds    {spread(choices)} = {statistics.median(choices) / bare:.2%} of a bare step")
+
+
+def _steps(setting: Setting, works: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
+    runs = milliseconds(works, repeats, device=setting.device)
+    return {name: [took / setting.steps for took in times] for name, times in runs.items()}
 
 
 def scoring(device: str) -> None:
@@ -170,14 +197,13 @@ def cost(setting: Setting, varied: Mapping[str, Sequence[int]]) -> None:
     for name, values in varied.items():
         rows = []
         for value in values:
-            subject = Subject(replace(setting, **{name: value}))  # type: ignore[arg-type]
-            (runs,) = milliseconds({"ADS": subject.ads}, 2, device=setting.device).values()
-            rows.append(
-                (statistics.median(runs) / setting.steps, statistics.median(subject.scoring()), subject.memory())
-            )
-            step, score, held = rows[-1]
+            one = replace(setting, **{name: value})  # type: ignore[arg-type]
+            subject = Subject(one, untrained(one))
+            step = statistics.median(_steps(one, {"ADS": subject.ads}, 2)["ADS"])
+            score, held = statistics.median(subject.scoring()), subject.memory()
+            rows.append((step, held))
             print(
                 f"    {name:<9} {value:>3}   {step:6.3g} ms a step, {score:5.2g} ms a scoring, {held:5.3g} MiB {memory}"
             )
-        step, _, held = (last / first for first, last in zip(rows[0], rows[-1], strict=True))
+        step, held = (last / first for first, last in zip(rows[0], rows[-1], strict=True))
         print(f"    {values[-1] / values[0]:g} x the {name}: {step:.3g} x the step, {held:.3g} x the memory")

@@ -14,7 +14,7 @@ from benchmarks.clock import Clock
 def milliseconds(
     works: Mapping[str, Callable[[], object]], repeats: int, *, calls: int = 1, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Milliseconds a call of each work in each repetition, after one that does not count.
+    """Milliseconds a call of each work in each repetition, after one that does not count; the order turns each time.
 
     Args:
         works: what is timed.
@@ -24,8 +24,8 @@ def milliseconds(
     """
     found: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
-        for name, work in works.items():
-            took = _wall(work, calls) if device == "cuda" else _cpu(work, calls)
+        for name in works if turn % 2 else reversed(works):
+            took = _wall(works[name], calls) if device == "cuda" else _cpu(works[name], calls)
             if turn:
                 found[name].append(1000 * took / calls)
     return found

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from apps.mri.ads import ADS, Progress, Sampling, predicted_nmse
 from apps.mri.greedy_fixed import greedy_fixed
+from apps.mri.learned.products import subject_seeds, training_set
 from apps.mri.methods import generators
 from apps.mri.problem import MixtureSettings, PriorSettings, Problem, prior_of
-from apps.mri.products import subject_seeds, training_set
 from core.diffusion.exact_posterior import ExactPosterior
 from core.diffusion.mixture import GaussianMixturePrior
 from core.study import Context, Run

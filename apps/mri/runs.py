@@ -12,6 +12,8 @@ from torch import Tensor
 
 from apps.mri.ads import ADS, Acquisition, Progress, Sampling, Stop
 from apps.mri.classical import CompressedSensing, Penalty, TotalVariation, Wavelet, ZeroFilled, tune
+from apps.mri.learned.products import TrainedLOUPE, TrainedPolicy, TrainedUNet, subject_seeds, training_set
+from apps.mri.learned.subpo import TrainedSubPO
 from apps.mri.masks import FIXED_RULES, FixedRule, fixed_masks
 from apps.mri.methods import (
     ADAPTIVE,
@@ -29,9 +31,7 @@ from apps.mri.problem import (
     prior_of,
     sample_variance,
 )
-from apps.mri.products import TrainedLOUPE, TrainedPolicy, TrainedUNet, subject_seeds, training_set
 from apps.mri.recording import concatenate, dataset, read_part, write_part
-from apps.mri.subpo import TrainedSubPO
 from core.errors import InputError
 from core.study import Config, Context, Run
 from simulators.mri.acquisition_noise import noise_std

@@ -12,19 +12,19 @@ from pydantic import Field, model_validator
 from apps.mri import figures
 from apps.mri.ads import Sampling
 from apps.mri.claims import QUICK, ClaimId, Evidence, decide
-from apps.mri.loupe import LOUPESettings
+from apps.mri.learned.loupe import LOUPESettings
+from apps.mri.learned.policy_gradient import PolicyGradientSettings
+from apps.mri.learned.products import TrainedLOUPE, TrainedPolicy, TrainedUNet
+from apps.mri.learned.subpo import SubPOSettings, TrainedSubPO
+from apps.mri.learned.unet import UNetSettings
 from apps.mri.masks import FixedRule
 from apps.mri.methods import ADAPTIVE, SAMPLED, Method
-from apps.mri.policy_gradient import PolicyGradientSettings
 from apps.mri.preparation import Calibrate, Search
 from apps.mri.problem import MixtureSettings, NetworkSettings, PriorSettings, Problem
-from apps.mri.products import TrainedLOUPE, TrainedPolicy, TrainedUNet
 from apps.mri.recording import JOINED, concatenate
 from apps.mri.regret import Regret
 from apps.mri.runs import Acquire, Region
-from apps.mri.subpo import SubPOSettings, TrainedSubPO
 from apps.mri.table import MEASURES, losses_of, metrics_of, notes_of, regret_rows, rows_of
-from apps.mri.unet_reconstruction import UNetSettings
 from core.diffusion.training import Training
 from core.errors import InputError, require
 from core.study import Analysis, Config, Figure, Results, Row, Study

@@ -11,14 +11,14 @@ from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
 from apps.mri import figures
-from apps.mri.action_layout import ActionLayout
-from apps.mri.calibration_figures import NOMINAL, binned, coverage, errors_and_spread
-from apps.mri.comparison_figures import budget_curves, gains, regret, stops
 from apps.mri.figures import Snapshot, acquisition_gif, acquisition_picture
-from apps.mri.mask_figures import TILES, draw_scores, masks, waterfall
-from apps.mri.method_appearance import COLOURS, most_telling, ranked
+from apps.mri.figures.appearance import COLOURS, most_telling, ranked
+from apps.mri.figures.calibration import NOMINAL, binned, coverage, errors_and_spread
+from apps.mri.figures.comparison import budget_curves, gains, regret, stops
+from apps.mri.figures.layout import ActionLayout
+from apps.mri.figures.masks import TILES, draw_scores, masks, waterfall
+from apps.mri.figures.reconstruction import panels, typical_and_hardest
 from apps.mri.methods import NAMES
-from apps.mri.reconstruction_figures import panels, typical_and_hardest
 from apps.mri.study import Comparison
 from core.errors import InputError
 from core.stats import mean_interval

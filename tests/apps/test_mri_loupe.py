@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from apps.mri import loupe
-from apps.mri.loupe import LOUPE, LOUPESettings, center_block, rescale, threshold_uniforms
+from apps.mri.learned import loupe
+from apps.mri.learned.loupe import LOUPE, LOUPESettings, center_block, rescale, threshold_uniforms
 from core import torchvision_guard
 from core.errors import InputError
 from core.rl import TrainingDiverged

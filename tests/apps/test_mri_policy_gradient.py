@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from apps.mri import policy_gradient
 from apps.mri.classical import ZeroFilled
-from apps.mri.policy_gradient import LinePolicy, PolicyGradientSettings, advantages, surrogate
+from apps.mri.learned import policy_gradient
+from apps.mri.learned.policy_gradient import LinePolicy, PolicyGradientSettings, advantages, surrogate
 from core.errors import InputError
 from core.rl import TrainingDiverged
 from simulators.mri.operators import Columns, KSpaceLines, to_channels

@@ -7,9 +7,9 @@ import xarray as xr
 
 from apps.mri.ads import ADS, Sampling
 from apps.mri.images import Images
+from apps.mri.learned.products import subject_seeds
 from apps.mri.methods import NAMES, Method, Sequential, acquire_mask, deterministic, display, generators, point_estimate
 from apps.mri.problem import MixtureSettings, Problem, fit_prior, sample_variance
-from apps.mri.products import subject_seeds
 from apps.mri.recording import concatenate, dataset, read_part, write_part
 from core.errors import InputError
 from simulators.mri.operators import Columns, KSpacePoints, Pixels

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from apps.mri import unet_reconstruction
 from apps.mri.classical import CompressedSensing, TotalVariation, Wavelet, ZeroFilled, tune
-from apps.mri.unet_reconstruction import UNetReconstruction, UNetSettings
+from apps.mri.learned import unet as unet_reconstruction
+from apps.mri.learned.unet import UNetReconstruction, UNetSettings
 from core.errors import InputError
 from core.rl import TrainingDiverged
 from simulators.mri.adaptivity import Adaptivity

@@ -11,10 +11,10 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
-from apps.mri.action_layout import ActionLayout
-from apps.mri.method_appearance import COLOURS
+from apps.mri.figures.appearance import COLOURS
+from apps.mri.figures.layout import ActionLayout
+from apps.mri.figures.mosaic import Mosaic
 from apps.mri.methods import NAMES
-from apps.mri.mosaic import Mosaic
 
 ERRORS = "magma"
 """Colour map of errors and standard deviations."""

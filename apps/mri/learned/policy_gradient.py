@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from apps.mri.classical import Reconstruction, peak
-from apps.mri.loupe import center_block
+from apps.mri.learned.loupe import center_block
+from apps.mri.learned.operator_network import OperatorNetwork
+from apps.mri.learned.unet import Progress, noisy
 from apps.mri.methods import Sequential
-from apps.mri.operator_network import OperatorNetwork
-from apps.mri.unet_reconstruction import Progress, noisy
 from core.errors import InputError
 from core.rl import TrainingDiverged
 from core.seeds import stream

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from apps.mri.learned.products import training_set
 from apps.mri.problem import MixtureSettings, Problem, prior_of
-from apps.mri.products import training_set
 from core.diffusion.exact_posterior import ExactPosterior
 from core.diffusion.mixture import GaussianMixturePrior
 from core.rl import LearnedPolicy, ResumeCallback, SubPO

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from apps.mri.learned.operator_network import OperatorNetwork
+from apps.mri.learned.unet import Masks, Progress, UNetReconstruction, UNetSettings, fit
 from apps.mri.masks import MaskProblem, fixed_masks
-from apps.mri.operator_network import OperatorNetwork
-from apps.mri.unet_reconstruction import Masks, Progress, UNetReconstruction, UNetSettings, fit
 from core.errors import InputError
 from core.rl import TrainingDiverged
 from core.seeds import stream

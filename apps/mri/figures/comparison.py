@@ -13,8 +13,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from apps.mri.action_layout import ActionLayout
-from apps.mri.method_appearance import COLOURS, main_metric, marker, ranked
+from apps.mri.figures.appearance import COLOURS, main_metric, marker, ranked
+from apps.mri.figures.layout import ActionLayout
 from apps.mri.methods import NAMES
 from core.stats import Interval, mean_interval, paired_difference, proportion_interval
 

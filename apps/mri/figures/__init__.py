@@ -10,14 +10,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
-from apps.mri.acquisition_figures import Snapshot, acquisition_gif, acquisition_picture
-from apps.mri.action_layout import ActionLayout
-from apps.mri.calibration_figures import calibration
-from apps.mri.comparison_figures import budget_curves, gains, regret, stops, violins
-from apps.mri.mask_figures import TILES, masks, waterfall
-from apps.mri.method_appearance import most_telling
+from apps.mri.figures.acquisition import Snapshot, acquisition_gif, acquisition_picture
+from apps.mri.figures.appearance import most_telling
+from apps.mri.figures.calibration import calibration
+from apps.mri.figures.comparison import budget_curves, gains, regret, stops, violins
+from apps.mri.figures.layout import ActionLayout
+from apps.mri.figures.masks import TILES, masks, waterfall
+from apps.mri.figures.reconstruction import panels, typical_and_hardest
 from apps.mri.methods import NAMES
-from apps.mri.reconstruction_figures import panels, typical_and_hardest
 from core.study import Figure
 
 __all__ = ["Snapshot", "acquisition_gif", "acquisition_picture", "of_budgets", "of_scenario"]

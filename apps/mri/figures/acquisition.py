@@ -17,9 +17,9 @@ from matplotlib.figure import SubFigure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.mri.action_layout import ActionLayout
-from apps.mri.mask_figures import CHOSEN, draw_scores
-from apps.mri.reconstruction_figures import ERRORS
+from apps.mri.figures.layout import ActionLayout
+from apps.mri.figures.masks import CHOSEN, draw_scores
+from apps.mri.figures.reconstruction import ERRORS
 from core import files
 from core.errors import InputError
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from apps.mri.classical import ZeroFilled, peak
-from apps.mri.operator_network import OperatorNetwork
+from apps.mri.learned.operator_network import OperatorNetwork
 from core import torchvision_guard
 from core.errors import InputError, require
 from core.rl import TrainingDiverged

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from apps.mri.action_layout import ActionLayout
-from apps.mri.method_appearance import COLOURS
+from apps.mri.figures.appearance import COLOURS
+from apps.mri.figures.layout import ActionLayout
+from apps.mri.figures.mosaic import Mosaic
 from apps.mri.methods import NAMES, RECONSTRUCTIONS
-from apps.mri.mosaic import Mosaic
 
 SCORES = "viridis"
 """Colour map of scores and of how often an action is taken."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from apps.mri import loupe, policy_gradient, unet_reconstruction
-from apps.mri.loupe import LOUPE, LOUPESettings
+from apps.mri.learned import loupe, policy_gradient, unet
+from apps.mri.learned.loupe import LOUPE, LOUPESettings
+from apps.mri.learned.policy_gradient import LinePolicy, PolicyGradientSettings
+from apps.mri.learned.unet import UNetReconstruction, UNetSettings
 from apps.mri.masks import FixedRule, fixed_masks
 from apps.mri.methods import generators
-from apps.mri.policy_gradient import LinePolicy, PolicyGradientSettings
 from apps.mri.problem import Problem, TrainingImages, sample_variance
-from apps.mri.unet_reconstruction import UNetReconstruction, UNetSettings
 from core.seeds import stream
 from core.study import Context, Product
 from simulators.mri.operators import Operator
@@ -52,7 +52,7 @@ class TrainedUNet(Product):
             draws = torch.randint(2**62, (count,), generator=generator, device=generator.device).tolist()
             return fixed_masks(self.rule, problem, generators(draws, context.device))
 
-        train = unet_reconstruction.train
+        train = unet.train
         network = train(operator, images, masks, self.settings, seed=self.seed, progress=context.progress)
         network.save(directory / "unet")
 

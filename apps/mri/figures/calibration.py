@@ -11,8 +11,8 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
-from apps.mri.comparison_figures import error_bar, in_percent
-from apps.mri.method_appearance import COLOURS, marker
+from apps.mri.figures.appearance import COLOURS, marker
+from apps.mri.figures.comparison import error_bar, in_percent
 from apps.mri.methods import NAMES
 from core.stats import Interval, mean_interval
 
