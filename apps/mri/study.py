@@ -24,7 +24,7 @@ from apps.mri.problem import MixtureSettings, NetworkSettings, PriorSettings, Pr
 from apps.mri.recording import JOINED, concatenate
 from apps.mri.regret import Regret
 from apps.mri.runs import Acquire, Region
-from apps.mri.table import MEASURES, losses_of, metrics_of, notes_of, regret_rows, rows_of
+from apps.mri.table import MEASURES, coverage_rows, losses_of, metrics_of, notes_of, regret_rows, rows_of
 from core.diffusion.training import Training
 from core.errors import InputError, require
 from core.study import Analysis, Config, Figure, Results, Row, Study
@@ -263,7 +263,7 @@ class MRIStudy(Study):
             found: dict[str, xr.Dataset] = {m: _gather(results, self.shards(s, m)) for m in s.methods}
             metrics: dict[str, dict[str, np.ndarray]] = {m: metrics_of(data) for m, data in found.items()}
             evidence |= {(s.name, m): values for m, values in metrics.items()}
-            table += rows_of(s, metrics)
+            table += rows_of(s, metrics) + coverage_rows(s, found)
             if s.regret:
                 table += regret_rows(s, [results[run] for run in self.regrets(s)])
             drawn += figures.of_scenario(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from apps.mri.calibration import coverage, errors_and_spread
 from apps.mri.methods import NAMES
 from core.stats import Interval, mean_interval, paired_difference, proportion_interval
 from core.study import Row
@@ -52,6 +53,18 @@ def rows_of(s: Comparison, metrics: Mapping[str, Mapping[str, np.ndarray]]) -> l
         row(method, f"gain of ADS in {main.upper()}", METRICS[main], gain)
         row(method, "ADS is better", "share", proportion_interval(int(better.sum()), len(better)))
         rows.append(Row(s.name, method, "p of the gain", "1", gain.p, n=gain.n))
+    return rows
+
+
+def coverage_rows(s: Comparison, found: Mapping[str, xr.Dataset]) -> list[Row]:
+    """Share of pixels within the nominal 90 % interval of the particles, of the subjects whose images are kept."""
+    rows = []
+    for method, data in found.items():
+        if "std" in data:
+            share = coverage(*errors_and_spread(data), 0.9)
+            if share.n > 1:
+                name = "coverage of nominal 90 %"
+                rows.append(Row(s.name, method, name, "share", share.mean, share.low, share.high, share.n))
     return rows
 
 

@@ -149,15 +149,16 @@ def test_a_fixed_mask_is_plain_posterior_sampling(norm):
     assert machine.requests == [[1, 7, 8], [8, 9, 14]]
 
 
-def test_a_full_budget_gives_the_image_with_hard_consistency_only():
+@pytest.mark.parametrize("sampler", ["dps", "exact"])
+def test_a_full_budget_gives_the_image_with_hard_consistency_only(sampler):
     target = subjects()
-    hard = run(LINES, hard_consistency=True).particles
-    soft = run(LINES).particles
+    hard = run(LINES, sampler=sampler, hard_consistency=True).particles
+    soft = run(LINES, sampler=sampler, noise=0.1).particles
     for found, exact in ((hard, True), (soft, False)):
         quality = psnr(target.norm(dim=1), found.norm(dim=2).mean(1))
         assert bool(((quality > 60) == exact).all())
     # Hard consistency puts the measured samples into every particle, and leaves the others to the prior.
-    partial = run(6, hard_consistency=True)
+    partial = run(6, sampler=sampler, hard_consistency=True)
     again = OPERATOR.forward(partial.particles)
     missed = (again - partial.samples[:, None])[partial.mask[:, None].expand(-1, 4, -1)]
     assert missed.abs().max() < 1e-5
@@ -209,6 +210,8 @@ def test_a_subject_stops_when_it_knows_enough():
     machine = scanner(6, target=targets)
     assert run(12, 6, machine=machine, stop=Stop(math.inf)).mask.sum() == 0
     assert machine.counts.sum() == 0
+    # Who stopped does not start again.
+    assert run(12, 6, stop=Stop(0.08, [0.0] * 3 + [math.inf] * 9)).mask.sum() == 0
     # One number for each step: nothing is enough before step 5.
     patient = Stop(0.08, [math.inf] * 5 + [1.0] * 7)
     machine, seen = scanner(6, target=targets), []

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
 from apps.mri import figures
+from apps.mri.calibration import NOMINAL, coverage, errors_and_spread
 from apps.mri.figures import Snapshot, acquisition_gif, acquisition_picture
 from apps.mri.figures.appearance import COLOURS, most_telling, ranked
-from apps.mri.figures.calibration import NOMINAL, binned, coverage, errors_and_spread
+from apps.mri.figures.calibration import binned
 from apps.mri.figures.comparison import budget_curves, gains, regret, stops
 from apps.mri.figures.layout import ActionLayout
 from apps.mri.figures.masks import TILES, draw_scores, masks, waterfall
