@@ -18,8 +18,6 @@ from benchmarks.clock import spread
 from benchmarks.mri_peers import COMPILED, PEERS, Peer, Run, missing
 from benchmarks.turns import milliseconds, ratio
 from core.diffusion.guided import GuidedSampler, sample_posterior
-from core.diffusion.prior import Prior
-from core.diffusion.schedule import CosineAngle
 from core.diffusion.unet import NetworkPrior, ResidualUNet
 from simulators.mri.operators import KSpaceLines
 from simulators.mri.scanner import Scanner
@@ -56,22 +54,18 @@ def untrained(setting: Setting) -> NetworkPrior:
     return NetworkPrior(network, (2, setting.size, setting.size)).eval().to(setting.device)
 
 
-class Idle(Prior):
-    """A prior that costs nothing: it takes half of what it sees for noise."""
+class Idle(ResidualUNet):
+    """A network that costs nothing: it takes half of what it sees for noise."""
 
-    def __init__(self, setting: Setting) -> None:
-        super().__init__()
-        self.shape, self.schedule = (2, setting.size, setting.size), CosineAngle()
-
-    def noise(self, x: Tensor, tau: Tensor) -> Tensor:
-        """Half of it."""
+    def forward(self, x: Tensor, variance: Tensor) -> Tensor:
+        """Half of ``x``."""
         return 0.5 * x
 
 
 class Subject:
     """A subject, and the runs with a prior."""
 
-    def __init__(self, setting: Setting, prior: Prior) -> None:
+    def __init__(self, setting: Setting, prior: NetworkPrior) -> None:
         self.setting, self.prior = setting, prior
         shape = (2, setting.size, setting.size)
         self.operator = KSpaceLines(shape)
@@ -136,32 +130,35 @@ def main() -> None:
 
 
 def against_peers(setting: Setting, peers: Mapping[str, Peer], repeats: int) -> None:
-    """A step, which is a whole run divided by its steps."""
-    subject = Subject(setting, prior := untrained(setting))
-    found = subject.ads()
-    works: dict[str, Run] = {"ADS": subject.ads, "bare DPS": lambda: subject.dps(found)}
-    limits = {"bare DPS": 1.05} | {name: peer.limit for name, peer in peers.items()}
+    """A step, which is a whole run divided by its steps; with the network, and without, where the samplers differ."""
     absent = {name: reason for name, peer in peers.items() if (reason := missing(peer.module))}
-    for name in [name for name in peers if name not in absent]:
-        works[name] = peers[name].build(prior, found.samples[0], found.mask[0], setting.steps, setting.particles)
-    steps = _steps(setting, works, repeats)
-    print(f"  ms a step: {setting}\n    ADS                  {spread(steps['ADS'])}")
-    for name, limit in limits.items():
+    here = {name: peer for name, peer in peers.items() if name not in absent}
+    subject = Subject(setting, untrained(setting))
+    idle = Subject(setting, NetworkPrior(Idle(2, (1,)), subject.prior.shape).to(setting.device))
+    steps = _steps(setting, _runs(subject, here), repeats)
+    rest = {name: statistics.median(times) for name, times in _steps(setting, _runs(idle, here), repeats).items()}
+    print(f"  ms a step: {setting}")
+    print(f"    ADS                  {spread(steps['ADS'])}; without the network {rest['ADS']:.3g}")
+    for name, limit in ({"bare DPS": 1.05} | {name: peer.limit for name, peer in peers.items()}).items():
         if name in absent:
             print(f"    {name:<20} not importable here ({absent[name]})")
             continue
         label = f"{name} {version(peers[name].package)}" if name in peers else name
-        print(f"    {label:<20} {spread(steps[name])}, ADS {ratio(steps['ADS'], steps[name])} (target at most {limit})")
-    bare = statistics.median(steps["bare DPS"])
-    scores = subject.scoring()
+        compared = f"ADS {ratio(steps['ADS'], steps[name])} (target at most {limit})"
+        print(f"    {label:<20} {spread(steps[name])}; without the network {rest[name]:.3g}; {compared}")
+    scores, bare = subject.scoring(), statistics.median(steps["bare DPS"])
     target = " (target at most 5 %)" if setting.device == "cuda" else ""
     print(f"    one scoring          {spread(scores)} = {statistics.median(scores) / bare:.2%} of a bare step{target}")
-    # The network's time varies by more than what the choices add to it, so these are timed without it.
-    idle = Subject(setting, Idle(setting))
-    found_idly = idle.ads()
-    both = _steps(setting, {"ADS": idle.ads, "bare DPS": lambda: idle.dps(found_idly)}, repeats)
-    choices = [ads - dps for ads, dps in zip(both["ADS"], both["bare DPS"], strict=True)]
-    print(f"    all that ADS adds    {spread(choices)} = {statistics.median(choices) / bare:.2%} of a bare step")
+    print(
+        f"    all that ADS adds    {rest['ADS'] - rest['bare DPS']:.3g} = {(rest['ADS'] - rest['bare DPS']) / bare:.2%}"
+    )
+
+
+def _runs(subject: Subject, peers: Mapping[str, Peer]) -> dict[str, Run]:
+    found, s = subject.ads(), subject.setting
+    same = (subject.prior, found.samples[0], found.mask[0], s.steps, s.particles)
+    ours: dict[str, Run] = {"ADS": subject.ads, "bare DPS": lambda: subject.dps(found)}
+    return ours | {name: peer.build(*same) for name, peer in peers.items()}
 
 
 def _steps(setting: Setting, works: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:

@@ -24,7 +24,7 @@ def milliseconds(
     """
     found: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 1):
-        for name in works if turn % 2 else reversed(works):
+        for name in list(works)[:: 1 if turn % 2 else -1]:
             took = _wall(works[name], calls) if device == "cuda" else _cpu(works[name], calls)
             if turn:
                 found[name].append(1000 * took / calls)

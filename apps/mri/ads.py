@@ -55,7 +55,7 @@ class Sampling(Config):
     batch_rule: BatchRule = "residual"
     """How several actions of one step are chosen."""
     hard_consistency: bool = False
-    """Put the measured samples into the final particles."""
+    """Put the measured samples into the final particles; with several coils by conjugate gradients."""
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of the scanner's noise that the exact sampler assumes; 0 stands for 0.01."""
 
@@ -163,8 +163,6 @@ class ADS:
             raise InputError(f"prior of shape {tuple(self.prior.shape)}, but data of shape {self.operator.shape}")
         if s.sampler == "exact" and not isinstance(self.prior, GaussianMixturePrior):
             raise InputError("sampler: exact needs the mixture prior (kind gmm)")
-        if s.hard_consistency and not self.operator.unitary:
-            raise InputError("hard_consistency: needs a measurement with orthonormal rows, not several coils")
 
     def acquisition_steps(self, count: int) -> list[int]:
         """The diffusion step of each of ``count`` acquisitions."""
@@ -277,12 +275,11 @@ class _Board:
         self.steps: list[int] = []
         self.scores: list[Tensor] = []
         delivered, held = scanner.measured() if bool(scanner.counts.any()) else (self.samples, self.mask)
-        if bool((held & initial == initial).all()):
-            # Asked for before, as calibration lines are: they are not acquired twice.
-            self.mask = initial.clone()
-            self.samples = torch.where(initial[..., None], delivered, 0.0)
-        else:
-            self._take(initial.nonzero()[:, 1].view(subjects, -1))
+        # Asked for before, as calibration lines are: they are not acquired twice.
+        self.mask = initial & held
+        self.samples = torch.where(self.mask[..., None], delivered, 0.0)
+        order = torch.where(initial & ~held, torch.arange(initial.shape[1], device=device), -1)
+        self._take(order.sort(-1, descending=True).values[:, : int((order >= 0).sum(-1).max())].flip(-1))
 
     def left(self) -> int:
         """Actions that every subject can still take."""
@@ -332,7 +329,7 @@ class _Board:
         while bool((missing := wanted & ~torch.isfinite(got).all(-1)).any()):
             if attempt > 0:
                 self.dropped += missing.sum(1)
-            if attempt > RETRIES:
+            if attempt and attempt % (RETRIES + 1) == 0:
                 actions = self._others(actions, missing, scores)
             for place in missing.any(0).nonzero().squeeze(1).tolist():
                 rows = missing[:, place].nonzero().squeeze(1)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -38,9 +41,11 @@ from core.rl import TrainingDiverged
 from core.seeds import stream
 from core.study import StudyError, add_study_commands
 from core.study.commands import Device
+from core.study.loading import from_options
 from core.study.provenance import provenance
 from core.study.runner import resolve_device
 from core.study.terminal import print_summary
+from simulators.mri.operators import Pixels
 from simulators.mri.readers import write_mask_cfl, write_mask_csv
 
 app = typer.Typer(no_args_is_help=True, help="Which k-space lines to acquire next, with a posterior at every step.")
@@ -103,9 +108,22 @@ def _images(name: str, size: int, train: int | None, data: Path | None = None) -
     return Images(kind="files", train=train, train_path=Path(name), test_path=Path(name))
 
 
-def _bar() -> Progress:
+@contextmanager
+def _bar() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True, highlight=False), transient=False)
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bar:
+        try:
+            yield bar
+        except InputError:
+            bar.live.transient = True  # what is refused is told in one line
+            raise
+
+
+def _folder(out: Path) -> None:
+    """Refuse ``--out`` where a file is in its place, before anything is computed."""
+    there = next((place for place in (out, *out.parents) if place.exists()), out)
+    if there.exists() and not there.is_dir():
+        raise InputError(f"--out {out}: {'' if there == out else f'{there} '}is a file, not a folder")
 
 
 @app.command("train-prior")
@@ -134,8 +152,7 @@ def train_prior(
 
     Example: szilard mri train-prior atlas --out priors/atlas
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder")
+    _folder(out)
     if (out / "prior.json").exists():
         raise InputError(f"--out {out}: holds a prior already")
     try:
@@ -144,7 +161,8 @@ def train_prior(
         raise InputError(f"--widths {widths}: must be whole numbers separated by commas, such as 32,64,128") from None
     target = resolve_device(device, torch.cuda.is_available())
     pictures = _images(images, size, count, data).training()
-    training = Training(steps=steps, batch=min(batch, len(pictures)), learning_rate=learning_rate, seed=seed)
+    given = {"steps": steps, "batch": min(batch, len(pictures)), "learning_rate": learning_rate, "seed": seed}
+    training = from_options(Training, given, "train-prior")
     with _bar() as bar:
         task = bar.add_task(f"{len(pictures)} images", total=1.0, said="")
 
@@ -160,7 +178,6 @@ def train_prior(
                     if kind == "gmm"
                     else NetworkSettings(kind="unet", widths=levels, block_depth=depth, training=training)
                 )
-                out.mkdir(parents=True, exist_ok=True)
                 trained = fit_prior(settings, pictures, target, checkpoint=out / "checkpoint", progress=progress)
         except TrainingDiverged as error:
             raise StudyError(str(error)) from error
@@ -200,28 +217,28 @@ def acquire(
 
     Example: szilard mri acquire volume.h5 --prior priors/knee --slice 17 --budget 32 --out runs/scan
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out}: is a file, not a folder")
+    _folder(out)
     target = resolve_device(device, torch.cuda.is_available())
     loaded = load_prior(prior, target)
     scan = open_scan(file, loaded, kind=kind, number=number, scale=scale, initial=initial, device=target)
     if scan.warning:
-        Console(stderr=True).print(f"warning: {file}: {escape(scan.warning)}", highlight=False)
-    settings = Sampling(
-        sampler=sampler.value,
-        steps=steps or (40 if isinstance(loaded, GaussianMixturePrior) else 1000),
-        particles=particles,
-        omega=omega,
-        guidance_norm=norm.value,
-        window=_window(window),
-        score=_score(score),
-        sigma=sigma,
-        hard_consistency=scan.operator.unitary,
-    )
-    lines = budget or max(scan.operator.actions // 4, int(scan.initial.sum()))
-    reachable = int(scan.scanner.available.sum())
-    if lines > reachable:
-        raise InputError(f"--budget {lines}: the file holds {reachable} of the {scan.operator.actions} lines")
+        print(f"warning: {file}: {scan.warning}", file=sys.stderr)
+    given = {
+        "sampler": sampler.value,
+        "steps": steps or (40 if isinstance(loaded, GaussianMixturePrior) else 1000),
+        "particles": particles,
+        "omega": omega,
+        "guidance_norm": norm.value,
+        "window": _window(window),
+        "score": _score(score),
+        "sigma": sigma,
+        "hard_consistency": True,
+    }
+    settings = from_options(Sampling, given, "acquire")
+    held, reachable = int(scan.initial.sum()), int(scan.scanner.available.sum())
+    lines = budget or min(max(scan.operator.actions // 4, held), reachable)
+    if not held <= lines <= reachable:
+        raise InputError(f"--budget {lines}: must be between {held} (initial) and {reachable} (all that was recorded)")
     ads = ADS(loaded, scan.operator, settings, stop=None if stop is None else Stop(stop))
     snapshots: list[Snapshot] = []
     started = time.perf_counter()
@@ -273,10 +290,11 @@ def _write_scan(out: Path, found: xr.Dataset, scan: Scan, gif: bool, snapshots: 
     entropy = [None] * len(first) + scores.tolist()
     write_mask_csv(out / "mask.csv", first + order[chosen].tolist(), scan.operator.actions, steps, entropy)
     write_mask_cfl(out / "mask", torch.as_tensor(found["mask"].values[0] > 0))
-    picture = acquisition_picture(found)
+    kind = "pixels" if isinstance(scan.operator, Pixels) else "kspace_lines"
+    picture = acquisition_picture(found, kind)
     files.write(out / "scan.png", lambda path: picture.savefig(path, dpi=120, format="png"))
     if gif:
-        files.write(out / "scan.gif", lambda path: acquisition_gif(path, snapshots))
+        acquisition_gif(out / "scan.gif", snapshots, kind)
 
 
 def _print_scan(found: xr.Dataset, scan: Scan) -> None:
@@ -304,9 +322,9 @@ def compare(
         Path | None, typer.Option("--prior", help="Folder of a prior; a mixture is fitted if none.")
     ] = None,
     budgets: Annotated[str, typer.Option(help="Actions, the initial ones included.")] = "8",
-    methods: Annotated[str, typer.Option(help="What is compared; szilard schema mri lists all.")] = (
-        "ads,random,uniform,fastmri,vds,lowpass,greedy_fixed"
-    ),
+    methods: Annotated[
+        str | None, typer.Option(help="What is compared; szilard schema mri lists all.  [default: ADS and fixed masks]")
+    ] = None,
     subjects: Annotated[int, typer.Option(help="Test images.", min=2)] = 16,
     size: Annotated[int, typer.Option(help="Rows and columns of simulated images.", min=8, max=1024)] = 32,
     data: Annotated[Path | None, typer.Option(help="Folder of mnist or fastmri.")] = None,
@@ -322,10 +340,10 @@ def compare(
     study = compare_masks(
         _images(images, size, None, data),
         _numbers("--budgets", budgets),
-        tuple(methods.split(",")),
+        None if methods is None else methods.split(","),
         prior=prior,
         subjects=subjects,
-        sampling=Sampling(steps=steps, particles=particles, window=(0.02, 0.6)),
+        sampling=from_options(Sampling, {"steps": steps, "particles": particles, "window": (0.02, 0.6)}, "compare"),
     )
     print_summary(study.run(out, device=device), MRIStudy.headline)
 
@@ -348,6 +366,7 @@ def export_masks(
 
     Example: szilard mri export-masks runs/mri_quick --scenario lines_atlas --out masks
     """
+    _folder(out)
     written = export_all(directory, out, scenario=scenario, method=method)
     print(f"{written} masks of {NAMES.get(method, method)}")
     print(out)

@@ -26,12 +26,16 @@ def export_masks(directory: str | Path, out: str | Path, *, scenario: str | None
         method: whose masks.
 
     Raises:
-        InputError: no results there, no such scenario or method, or actions that are not lines.
+        InputError: no results there, or damaged ones, no such scenario or method, or actions that are not lines.
     """
     path = Path(directory) / "results.nc"
     if not path.is_file():
         raise InputError(f"{directory}: has no results.nc; szilard mri run writes it")
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
+    try:
+        opened = xr.open_datatree(path, engine="h5netcdf")
+    except OSError as error:
+        raise InputError(f"{path}: damaged; szilard mri report {directory} makes it anew") from error
+    with opened as tree:
         names = [scenario] if scenario else [n for n, node in tree.children.items() if _lines(node.to_dataset())]
         if scenario is not None and scenario not in tree.children:
             raise InputError(f"{directory}: no scenario {scenario}; there are {', '.join(tree.children)}")
@@ -63,7 +67,9 @@ def _write(data: xr.Dataset, folder: Path) -> int:
         chosen = order >= 0
         first = [line for line in np.flatnonzero(masks[i]).tolist() if line not in order]
         steps = [None] * len(first) + data.acq_step.values[chosen].astype(int).tolist()
-        scores = [None] * len(first) + data.line_entropy.values[i][chosen, order[chosen]].tolist()
+        given = data.line_entropy.values[i][chosen, order[chosen]].tolist()
+        # A policy has no score.
+        scores = [None] * len(first) + [score if np.isfinite(score) else None for score in given]
         stem = folder / f"subject_{int(subject):04d}"
         write_mask_csv(stem.with_suffix(".csv"), first + order[chosen].tolist(), width, steps, scores)
         write_mask_cfl(stem, torch.from_numpy(masks[i]))

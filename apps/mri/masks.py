@@ -18,6 +18,8 @@ FixedRule = Literal[
 """``random`` and ``uniform`` keep the initial actions only; ``fastmri`` and ``vds`` keep a fully sampled centre."""
 
 FIXED_RULES: tuple[FixedRule, ...] = get_args(FixedRule)
+CENTRED: tuple[FixedRule, ...] = ("fastmri", "vds", "vds_gaussian", "lowpass")
+"""The rules that need k-space, which alone has a centre."""
 
 
 @dataclass(frozen=True)

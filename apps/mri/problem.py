@@ -161,9 +161,8 @@ class FittedPrior(Product):
     def make(self, directory: Path, context: Context) -> None:
         """Fit or train, and write the prior's files."""
         images = TrainingImages(images=self.images).load(context)
-        fit_prior(self.prior, images, context.device, checkpoint=context.checkpoint, progress=context.progress).save(
-            directory
-        )
+        state = context.checkpoint / "training.safetensors"
+        fit_prior(self.prior, images, context.device, checkpoint=state, progress=context.progress).save(directory)
 
 
 def fit_prior(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,26 +79,30 @@ def open_scan(
         device: where the scan is done.
 
     Raises:
-        InputError: what the reader refuses; no such slice; data that the prior cannot take; lines with samples missing.
+        InputError: what the reader refuses; no such slice, or one of zeros; data that the prior cannot take; lines with
+            samples missing; an impossible scale or number of initial lines.
     """
     found = readers.read(path, kind)
     count = len(found.kspace) if isinstance(found, KSpace) else len(found)
     if not 0 <= number < count:
         raise InputError(f"{path}: slice {number}, must be between 0 and {count - 1}")
+    if scale is not None and not 0 < scale < math.inf:
+        raise InputError(f"scale: {scale}, must be greater than 0 and finite")
     if isinstance(found, KSpace):
         return _from_kspace(found, number, prior, scale, initial, str(path), device)
     image = found[number : number + 1]
+    _not_empty(image, number, path)
     if image.shape[1] == 2 and prior.shape[0] == 1:
         raise InputError(f"{path}: complex images, but the prior is of real ones")
     if prior.shape[0] == 1:
         if tuple(image.shape[1:]) != tuple(prior.shape):
             raise InputError(f"{path}: images of shape {tuple(image.shape[1:])}, but the prior's are {prior.shape}")
         factor = 1.0 if scale is None else scale
-        return _simulated(Pixels(prior.shape), factor * image, prior, factor, initial or 0, device)
+        return _simulated(Pixels(prior.shape), factor * image, prior, factor, initial, device)
     complex_image = to_complex(image) if image.shape[1] == 2 else image[:, 0].to(torch.complex64)
     fitted = to_channels(ifft2c(fit_kspace(fft2c(complex_image), prior.shape[1:])))
     factor = _factor(scale, fitted, prior)
-    return _simulated(KSpaceLines(prior.shape), factor * fitted, prior, factor, initial or 1, device)
+    return _simulated(KSpaceLines(prior.shape), factor * fitted, prior, factor, initial, device)
 
 
 def _from_kspace(
@@ -113,12 +118,12 @@ def _from_kspace(
         raise InputError(f"{path}: k-space is complex, but the prior is of real images")
     full = found.fully_sampled
     fitted = found.fit((prior.shape[1], prior.shape[2]))
-    kspace, available = fitted.kspace[number : number + 1], _whole_lines(fitted, number, path)
-    width, coils = prior.shape[2], kspace.shape[1]
-    held = max(initial or 1, CALIBRATION_LINES) if coils > 1 else initial or 1
-    start = MaskProblem(width, held, torch.zeros(width, dtype=torch.bool), width // 2).nearest(held)
-    if bool((start & ~available).any()):
-        raise InputError(f"{path}: of the {held} central lines {int((start & ~available).sum())} were not recorded")
+    kspace = fitted.kspace[number : number + 1]
+    _not_empty(kspace, number, path)
+    available, coils = _whole_lines(fitted, number, path), kspace.shape[1]
+    start = _central(KSpaceLines(prior.shape), initial, coils)
+    if absent := int((start & ~available).sum()):
+        raise InputError(f"{path}: of the {int(start.sum())} central lines {absent} were not recorded")
     if coils == 1:
         operator: Operator = KSpaceLines(prior.shape)
         image = to_channels(ifft2c(kspace[:, 0]))
@@ -154,13 +159,30 @@ def _whole_lines(fitted: KSpace, number: int, path: str) -> Tensor:
 
 
 def _simulated(
-    operator: Operator, target: Tensor, prior: Prior, factor: float, initial: int, device: torch.device | str
+    operator: Operator, target: Tensor, prior: Prior, factor: float, initial: int | None, device: torch.device | str
 ) -> Scan:
     target = target.to(device)
-    none = torch.zeros(operator.actions, dtype=torch.bool)
-    start = MaskProblem(operator.actions, max(initial, 1), none, operator.center).nearest(initial) if initial else none
+    start = _central(operator, initial)
     scanner = Scanner(operator, target)
     return Scan(scanner, operator, start[None].to(device), target, factor, _warning(target, prior))
+
+
+def _central(operator: Operator, initial: int | None, coils: int = 1) -> Tensor:
+    """The central actions (A,) that are held from the start."""
+    none = torch.zeros(operator.actions, dtype=torch.bool)
+    usual = CALIBRATION_LINES if coils > 1 else int(operator.center is not None)
+    held = min(usual, operator.actions) if initial is None else initial
+    least = min(CALIBRATION_LINES, operator.actions) if coils > 1 else 0
+    most = 0 if operator.center is None else operator.actions
+    if not least <= held <= most:
+        why = "coil maps need them" if held < least else "pixels have no centre" if most == 0 else "there are no more"
+        raise InputError(f"initial: {held}, must be between {least} and {most}: {why}")
+    return MaskProblem(operator.actions, operator.actions, none, operator.center).nearest(held) if held else none
+
+
+def _not_empty(values: Tensor, number: int, path: str | Path) -> None:
+    if not bool(values.any()):
+        raise InputError(f"{path}: slice {number} holds nothing but zeros")
 
 
 def _factor(scale: float | None, image: Tensor, prior: Prior) -> float:

@@ -17,8 +17,8 @@ from apps.mri.learned.policy_gradient import PolicyGradientSettings
 from apps.mri.learned.products import TrainedLOUPE, TrainedPolicy, TrainedUNet
 from apps.mri.learned.subpo import SubPOSettings, TrainedSubPO
 from apps.mri.learned.unet import UNetSettings
-from apps.mri.masks import FixedRule
-from apps.mri.methods import ADAPTIVE, SAMPLED, Method
+from apps.mri.masks import CENTRED, FIXED_RULES, FixedRule
+from apps.mri.methods import ADAPTIVE, RECONSTRUCTIONS, SAMPLED, Method
 from apps.mri.preparation import Calibrate, Search
 from apps.mri.problem import MixtureSettings, NetworkSettings, PriorSettings, Problem
 from apps.mri.recording import JOINED, concatenate
@@ -114,9 +114,25 @@ class Comparison(Problem):
             raise InputError(f"{self.name}: greedy_fixed, subpo and regret need a mixture: give the key search")
         if "ads_exact" in self.methods and not isinstance(self.prior, MixtureSettings):
             raise InputError(f"{self.name}: ads_exact needs a prior of kind gmm")
-        if self.coils > 1 and self.subjects.at_once != 1:
-            raise InputError(f"{self.name}: subjects.at_once: must be 1 with several coils")
+        self._measurable()
         return self
+
+    def _measurable(self) -> None:
+        """Refuse methods that the measurement has no place for."""
+        chosen = set(self.methods)
+        masks = {*chosen, self.reference_mask} if chosen & {*RECONSTRUCTIONS, "pg"} else chosen
+        if self.operator in ("pixels", "columns") and (centred := masks & set(CENTRED)):
+            raise InputError(f"{self.name}: {', '.join(sorted(centred))} need k-space: {self.operator} have no centre")
+        if "subpo" in chosen and (self.operator != "kspace_lines" or self.initial != 1 or self.budget < 2):
+            raise InputError(f"{self.name}: subpo needs kspace_lines, initial 1 and a budget of at least 2")
+        if self.coils == 1:
+            return
+        if self.subjects.at_once != 1:
+            raise InputError(f"{self.name}: subjects.at_once: must be 1 with several coils")
+        if single := chosen - {*ADAPTIVE, *FIXED_RULES, "greedy_fixed"} | chosen & {"ads_exact", "ads_stop"}:
+            raise InputError(f"{self.name}: {', '.join(sorted(single))}: for one coil, coils is {self.coils}")
+        if self.sampling.sampler == "exact":
+            raise InputError(f"{self.name}: sampling.sampler: exact is for one coil")
 
     @property
     def problem(self) -> Problem:
@@ -298,8 +314,7 @@ def _merged(found: Mapping[str, xr.Dataset], budget: int) -> xr.Dataset:
     longest = {d: np.arange(max(data.sizes[d] for data in found.values())) for d in ("acquisition", "step")}
     parts = []
     for data in found.values():
-        # As stored, an integer has no room for the NaN of a method that lacks it.
-        plain = data.drop_attrs(deep=False).drop_encoding().drop_vars("target", errors="ignore")
+        plain = data.drop_attrs(deep=False).drop_vars("target", errors="ignore")
         indexed = plain.assign_coords({d: np.arange(data.sizes[d]) for d in longest})
         # A method that acquires less often is padded with -1, as a subject that stopped is.
         parts.append(indexed.reindex(longest, fill_value={"acq_order": -1, "acq_step": -1}))

@@ -102,8 +102,9 @@ class GuidedSampler:
     ) -> tuple[Particles, Estimate]:
         """One step of all particles.
 
-        A particle that guidance made non-finite restarts from the mean of its subject's others with fresh noise, and
-        with half its guidance; its estimate, where that is not finite, is the mean of the others'.
+        A particle that guidance made non-finite, or so large that its residual is, restarts from the mean of its
+        subject's others with fresh noise, and with half its guidance; its estimate, where that or its residual is not
+        finite, is the mean of the others'.
 
         Args:
             k: number of the step, 0 to T - 1.
@@ -125,16 +126,22 @@ class GuidedSampler:
         x0, eps, squared = x0.detach(), eps.detach(), squared.detach()
         signal, noise = self.prior.schedule.rates(then)
         moved = replace(particles, x=signal * x0 + noise * eps - pull)
-        if not bool(torch.isfinite(moved.x.sum())):
-            moved, x0 = self._restart(moved, x0, signal, noise, generators)
+        if not bool(torch.isfinite(moved.x.sum() + squared.sum())):
+            moved, x0 = self._restart(moved, x0, squared, signal, noise, generators)
             samples = self.measurement.forward(x0)
             squared = _missed(samples, y, mask)
         return moved, Estimate(x0, samples.detach(), squared.sqrt())
 
     def _restart(
-        self, particles: Particles, x0: Tensor, signal: Tensor, noise: Tensor, generators: Sequence[torch.Generator]
+        self,
+        particles: Particles,
+        x0: Tensor,
+        squared: Tensor,
+        signal: Tensor,
+        noise: Tensor,
+        generators: Sequence[torch.Generator],
     ) -> tuple[Particles, Tensor]:
-        finite = torch.isfinite(x0).flatten(2).all(-1)
+        finite = torch.isfinite(x0).flatten(2).all(-1) & torch.isfinite(squared)
         sound = torch.isfinite(particles.x).flatten(2).all(-1) & finite
         kept = sound[..., None, None, None]
         count = kept.sum(1, keepdim=True).clamp(min=1)
@@ -143,7 +150,8 @@ class GuidedSampler:
         struck = (~sound).any(1)
         hands = [g for g, s in zip(generators, struck.tolist(), strict=True) if s]
         drawn = torch.zeros_like(x0)
-        drawn[struck] = self._normal(tuple(x0.shape[1:]), hands).to(x0)
+        if hands:  # none where a sum alone overflowed
+            drawn[struck] = self._normal(tuple(x0.shape[1:]), hands).to(x0)
         fresh = signal * mean + noise * drawn
         restarted = Particles(
             torch.where(kept, particles.x, fresh),
@@ -162,15 +170,37 @@ def _missed(samples: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask[:, None, :, None], y[:, None] - samples, 0.0).square().sum((-2, -1))
 
 
-def consistent(measurement: Measurement, x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-    """Hard consistency: images (S, P, C, H, W) whose measured samples are replaced by ``y`` (S, A, R).
+def consistent(measurement: Measurement, x: Tensor, y: Tensor, mask: Tensor, iterations: int = 10) -> Tensor:
+    """Data consistency: images (S, P, C, H, W) moved as little as the measured samples ``y`` (S, A, R) demand.
 
-    Raises:
-        InputError: the measurement's rows are not orthonormal (several coils).
+    Where the rows of T are orthonormal the measured samples replace the images' own ("hard" consistency). With several
+    coils conjugate gradients on ||M (y - T x)||^2 start from the images; few iterations also keep noise out, as in
+    iterative SENSE (Pruessmann et al. 2001).
+
+    Args:
+        measurement: T and its adjoint.
+        x: images.
+        y: measured samples.
+        mask: ``(S, A)`` what was measured.
+        iterations: of the conjugate gradients.
     """
-    if not measurement.unitary:
-        raise InputError("hard_consistency: needs a measurement with orthonormal rows, not several coils")
-    return measurement.adjoint(torch.where(mask[:, None, :, None], y[:, None], measurement.forward(x)))
+    taken = mask[:, None, :, None]
+    predicted = measurement.forward(x)
+    if measurement.unitary:
+        return measurement.adjoint(torch.where(taken, y[:, None], predicted))
+    axes = (-3, -2, -1)
+    descent = measurement.adjoint(torch.where(taken, y[:, None] - predicted, 0.0))
+    direction, squared = descent, descent.square().sum(axes, keepdim=True)
+    for _ in range(iterations):
+        seen = torch.where(taken, measurement.forward(direction), 0.0)
+        # A direction that has vanished leaves everything as it is.
+        length = squared / seen.square().sum((-2, -1))[..., None, None, None].clamp(min=1e-30)
+        x = x + length * direction
+        descent = descent - length * measurement.adjoint(seen)
+        after = descent.square().sum(axes, keepdim=True)
+        direction = descent + after / squared.clamp(min=1e-30) * direction
+        squared = after
+    return x
 
 
 def sample_posterior(

@@ -127,7 +127,7 @@ class GaussianMixturePrior(Prior):
             raise InputError(f"components: {components}, but the images form only {found}: too many are alike")
         parts = [_principal(x[torch.as_tensor(np.flatnonzero(labels == k))], rank) for k in range(components)]
         means, basis, eigenvalues, residual = (torch.stack(p).to(dtype) for p in zip(*parts, strict=True))
-        weights = torch.as_tensor(np.bincount(labels, minlength=components) / count, dtype=dtype)
+        weights = torch.as_tensor(np.bincount(labels, minlength=components) / count, dtype=dtype, device=x.device)
         return cls(tuple(images.shape[1:]), weights, means, basis, eigenvalues, residual, schedule)  # type: ignore[arg-type]
 
     def noise(self, x: Tensor, tau: Tensor) -> Tensor:

@@ -5,13 +5,18 @@ import pytest
 import torch
 import xarray as xr
 
-from apps.mri.ads import ADS, Sampling
+from apps.mri.ads import ADS, RETRIES, Sampling
+from apps.mri.comparison import compare_masks
 from apps.mri.images import Images
 from apps.mri.learned.products import subject_seeds
 from apps.mri.methods import NAMES, Method, Sequential, acquire_mask, deterministic, display, generators, point_estimate
-from apps.mri.problem import MixtureSettings, Problem, fit_prior, sample_variance
+from apps.mri.problem import FittedPrior, MixtureSettings, NetworkSettings, Problem, fit_prior, sample_variance
 from apps.mri.recording import concatenate, dataset, read_part, write_part
+from apps.mri.study import Comparison
+from core.diffusion.loading import load_prior
+from core.diffusion.training import Training
 from core.errors import InputError
+from core.study import Context
 from simulators.mri.operators import Columns, KSpacePoints, Pixels
 from simulators.mri.quality import mae, nmse, psnr, ssim
 from tests.apps.mri_cases import LINES, OPERATOR, SHAPE, center, luck, mixture, scanner, seeded, subjects
@@ -57,6 +62,54 @@ def test_problems_that_cannot_be_are_refused():
         problem(budget=40).measurement((2, 32, 32))
     with pytest.raises(InputError, match="k-space needs two channels"):
         problem().measurement((1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"operator": "pixels", "initial": 0, "methods": ("ads", "lowpass", "vds")}, "lowpass, vds need k-space"),
+        ({"operator": "pixels", "initial": 0, "methods": ("tv",)}, "fastmri need k-space: pixels have no centre"),
+        ({"methods": ("subpo",), "subpo": {}}, "subpo needs kspace_lines, initial 1"),
+        ({"coils": 4, "methods": ("ads",), "subjects": {}}, "subjects.at_once: must be 1"),
+        ({"coils": 4, "methods": ("ads", "ads_exact", "tv")}, "ads_exact, tv: for one coil, coils is 4"),
+        ({"coils": 4, "methods": ("ads",), "sampling": {"sampler": "exact"}}, "exact is for one coil"),
+    ],
+)
+def test_methods_that_the_measurement_has_no_place_for_are_refused(wrong, said):
+    coils = {"initial": 16, "budget": 20, "subjects": {"count": 2, "at_once": 1}} if "coils" in wrong else {}
+    with pytest.raises(ValueError, match=said):
+        Comparison(**{"name": "lines", "images": PHANTOM, "budget": 8, "initial": 2, **coils, **wrong})
+
+
+def test_a_comparison_that_cannot_be_is_refused_in_one_line():
+    with pytest.raises(InputError, match=r"^digits_B8: lowpass need k-space: pixels have no centre$"):
+        compare_masks(Images(kind="digits", size=8), [8], ["ads", "lowpass"])
+
+
+def test_a_network_is_trained_for_a_study_and_goes_on_after_a_kill(tmp_path, monkeypatch):
+    images = Images(kind="digits", size=8, train=8)
+    training = Training(steps=4, batch=4, checkpoint_every=2)
+    settings = NetworkSettings(kind="unet", widths=(4, 8), block_depth=1, training=training)
+
+    context = Context(tmp_path, tmp_path / "c", torch.device("cpu"), tmp_path, tmp_path / "log.jsonl")
+    product = FittedPrior(images=images, prior=settings)
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    # After the checkpoint of the second step, the first report falls to the last step: killed there.
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "progress", kill)
+        with pytest.raises(Killed):
+            context.product(product)
+    assert len(list(tmp_path.glob("products/*/checkpoint/*.safetensors"))) == 1
+    resumed = load_prior(context.product(product)).state_dict()
+    whole = fit_prior(settings, images.training()).state_dict()
+    for name, value in resumed.items():
+        assert torch.equal(value, whole[name])
 
 
 def test_a_mixture_is_fitted_to_the_images():
@@ -150,6 +203,29 @@ def test_a_policy_sees_what_was_measured_and_nothing_else(start):
     assert mask.sum(1).tolist() == [5, 5]
     torch.testing.assert_close(samples, OPERATOR.forward(subjects()) * mask[..., None])
     assert machine.requests == [start + list(range(15, 10 + len(start), -1))] * 2
+
+
+def test_calibration_lines_are_not_asked_for_twice():
+    mask, machine = center(2), scanner()
+    machine.acquire(torch.full((2, 1), 8))
+    mask[0, 1] = mask[1, 2] = mask[0, 3] = mask[1, 4] = True
+    found = ADS(mixture(), OPERATOR, Sampling(steps=4, particles=2)).run(machine, mask, 3, luck(2))
+    assert machine.requests == [[8, 1, 3], [8, 2, 4]]
+    assert torch.equal(found.mask, mask)
+    torch.testing.assert_close(found.samples, OPERATOR.forward(subjects()) * mask[..., None])
+
+
+def test_what_is_taken_in_place_of_a_lost_line_is_asked_for_again_too():
+    def run(drops):
+        machine = scanner(1, drops=drops)
+        return ADS(mixture(), OPERATOR, Sampling(steps=10, particles=4)).run(machine, center(1), 4, luck(1))
+
+    lost = int(run(None).order[0, 0])
+    # Every line but DC needs two requests, and one never comes.
+    found = run(lambda subject, line, attempt: line != OPERATOR.center and (line == lost or attempt == 0))
+    assert int(found.mask.sum()) == 4
+    assert lost not in found.order
+    assert found.dropped.tolist() == [1 + RETRIES + 3]
 
 
 def test_a_subjects_luck_depends_on_itself_only():

@@ -238,6 +238,29 @@ def test_a_subject_that_loses_all_its_particles_starts_again():
     assert moved.restarts.sum(1).tolist() == [4, 0, 0]
 
 
+def test_a_sum_that_overflows_restarts_nobody():
+    prior, measurement, particles, *_ = scene(dtype=torch.float32)
+    sampler = GuidedSampler(prior, measurement, STEPS)
+    whole = replace(particles, omega=torch.zeros_like(particles.omega))
+    signal, noise = torch.full((), 1e38), torch.zeros(())
+    kept, x0 = sampler._restart(
+        whole, particles.x, torch.zeros_like(whole.omega), signal, noise, hands := generators(1, 2, 3)
+    )
+    assert not bool(kept.restarts.any())
+    assert torch.equal(kept.x, whole.x)
+    assert torch.equal(x0, particles.x)
+    assert all(hand.get_state().equal(seeded(i + 1).get_state()) for i, hand in enumerate(hands))
+
+
+def test_a_particle_too_large_for_its_residual_restarts():
+    prior, measurement, particles, y, mask = scene(dtype=torch.float32)
+    sampler = GuidedSampler(Bursting(prior, [1], 1e25), measurement, STEPS)
+    moved, estimate = sampler.step(6, particles, y, mask, generators(1, 2, 3))
+    assert moved.restarts[0].tolist() == [0, 1, 0, 0]
+    assert bool(estimate.residual.isfinite().all())
+    assert float(estimate.x0.abs().max()) < 1e3
+
+
 def test_guidance_far_too_strong_ends_in_finite_images():
     prior, measurement, _, y, mask = scene(dtype=torch.float32)
     sampler = GuidedSampler(prior, measurement, 60, Guidance(1e30))
@@ -259,8 +282,19 @@ def test_hard_consistency_keeps_what_was_measured_and_nothing_else():
     expected = torch.where(mask[:, None, :, None], y[:, None], before)
     torch.testing.assert_close(samples, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(consistent(measurement, fixed, y, mask), fixed, rtol=0, atol=1e-5)
-    with pytest.raises(InputError, match="hard_consistency: needs a measurement with orthonormal rows"):
-        consistent(Rotation(measurement.matrix, 6, unitary=False), particles.x, y, mask)
+
+
+def test_without_orthonormal_rows_conjugate_gradients_find_the_nearest_consistent_image():
+    _, measurement, particles, _, mask = scene(dtype=torch.float64)
+    scaled = Rotation(measurement.matrix * torch.linspace(1, 2, len(measurement.matrix))[:, None], 6, unitary=False)
+    y = scaled.forward(particles.x[:, 0].flip(0))
+    fixed = consistent(scaled, particles.x, y, mask, iterations=200)
+    taken = mask[:, None, :, None].expand_as(scaled.forward(fixed))
+    torch.testing.assert_close(scaled.forward(fixed)[taken], y[:, None].expand_as(taken.double())[taken])
+    # What moved lies in the span of the measured rows: the unmeasured, orthogonal ones saw nothing of it.
+    moved = scaled.forward(fixed - particles.x)
+    assert moved[~taken].abs().max() < 1e-8 < moved[taken].abs().max()
+
 
 
 def psnr(x, truth):
