@@ -208,7 +208,9 @@ def acquire(
     window: Annotated[str, typer.Option(help="Share of the steps in which lines are chosen.")] = "0.02,0.6",
     score: Annotated[str, typer.Option(help=f"What the next line maximises: {', '.join(SCORES)}.")] = "kl",
     sigma: Annotated[float, typer.Option(help="Belief width.", min=1e-9)] = 1.0,
-    stop: Annotated[float | None, typer.Option(help="Stop when the predicted NMSE falls below this.", min=0)] = None,
+    stop: Annotated[
+        float | None, typer.Option(help="Stop when the predicted NMSE falls below this; sampler exact.", min=0)
+    ] = None,
     gif: Annotated[bool, typer.Option(help="Also write scan.gif.")] = False,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
@@ -218,6 +220,8 @@ def acquire(
     Example: szilard mri acquire volume.h5 --prior priors/knee --slice 17 --budget 32 --out runs/scan
     """
     _folder(out)
+    if stop is not None and sampler is not Sampler.exact:
+        raise InputError("--stop: needs --sampler exact: particles under way predict far too small an error")
     target = resolve_device(device, torch.cuda.is_available())
     loaded = load_prior(prior, target)
     scan = open_scan(file, loaded, kind=kind, number=number, scale=scale, initial=initial, device=target)
@@ -301,8 +305,11 @@ def _print_scan(found: xr.Dataset, scan: Scan) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     taken, width = int(found.actions[0]), scan.operator.actions
     table.add_row("acquired", f"{taken} of {width} ({width / taken:.2f}-fold acceleration)")
-    offsets = ", ".join(f"{line - width // 2:+d}" for line in found.acq_order.values[0] if line >= 0)
-    table.add_row("order (offset from DC)" if scan.operator.center is not None else "order", offsets)
+    order = [int(line) for line in found.acq_order.values[0] if line >= 0]
+    if (center := scan.operator.center) is None:
+        table.add_row("order", ", ".join(map(str, order)))
+    else:
+        table.add_row("order (offset from DC)", ", ".join(f"{line - center:+d}" for line in order))
     names = {"psnr": "PSNR, dB", "ssim": "SSIM", "nmse": "NMSE"}
     for name, label in names.items():
         if name in found:

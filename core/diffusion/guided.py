@@ -191,10 +191,12 @@ def consistent(measurement: Measurement, x: Tensor, y: Tensor, mask: Tensor, ite
     axes = (-3, -2, -1)
     descent = measurement.adjoint(torch.where(taken, y[:, None] - predicted, 0.0))
     direction, squared = descent, descent.square().sum(axes, keepdim=True)
+    # Below rounding the directions mean nothing any more, and following them would undo the rest.
+    least = torch.finfo(x.dtype).eps * squared
     for _ in range(iterations):
         seen = torch.where(taken, measurement.forward(direction), 0.0)
-        # A direction that has vanished leaves everything as it is.
         length = squared / seen.square().sum((-2, -1))[..., None, None, None].clamp(min=1e-30)
+        length = torch.where(squared > least, length, 0.0)
         x = x + length * direction
         descent = descent - length * measurement.adjoint(seen)
         after = descent.square().sum(axes, keepdim=True)
