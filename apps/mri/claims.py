@@ -121,9 +121,14 @@ def _data_variance(evidence: Evidence) -> list[tuple[str, Interval]]:
 def _fastmri(evidence: Evidence) -> list[tuple[str, Interval]]:
     return [
         (f"{metric.upper()} against {rival}", _difference(evidence.gain("lines_atlas", rival, metric)))
-        for rival in ("random", "uniform", "fastmri")
+        for rival in ("random", "uniform", "fastmri", *_if_there(evidence, "lines_atlas", "equispaced"))
         for metric in ("psnr", "ssim")
     ]
+
+
+def _if_there(evidence: Evidence, scenario: str, *rules: str) -> list[str]:
+    """Further fixed masks, which a study may or may not compare."""
+    return [rule for rule in rules if (scenario, rule) in evidence.metrics]
 
 
 def _vds(evidence: Evidence) -> list[tuple[str, Interval]]:
@@ -132,7 +137,8 @@ def _vds(evidence: Evidence) -> list[tuple[str, Interval]]:
 
 def _adaptivity(evidence: Evidence) -> list[tuple[str, Interval]]:
     return [
-        (f"PSNR against {rival}", _difference(evidence.gain("lines_adaptivity", rival, "psnr"))) for rival in _FIXED
+        (f"PSNR against {rival}", _difference(evidence.gain("lines_adaptivity", rival, "psnr")))
+        for rival in (*_FIXED, *_if_there(evidence, "lines_adaptivity", "equispaced", "vds_gaussian"))
     ]
 
 

@@ -28,6 +28,7 @@ from apps.mri.figures import Snapshot, acquisition_gif, acquisition_picture
 from apps.mri.images import Images
 from apps.mri.information import describe
 from apps.mri.methods import ADAPTIVE, NAMES, display
+from apps.mri.preparation import errors_on_the_way
 from apps.mri.problem import MixtureSettings, NetworkSettings, fit_prior
 from apps.mri.recording import dataset, write_part
 from apps.mri.scan import Scan, open_scan
@@ -35,6 +36,7 @@ from apps.mri.study import MRIStudy
 from core import files
 from core.diffusion.loading import load_prior
 from core.diffusion.mixture import GaussianMixturePrior
+from core.diffusion.prior import Prior
 from core.diffusion.training import Training
 from core.errors import InputError
 from core.rl import TrainingDiverged
@@ -243,7 +245,9 @@ def acquire(
     lines = budget or min(max(scan.operator.actions // 4, held), reachable)
     if not held <= lines <= reachable:
         raise InputError(f"--budget {lines}: must be between {held} (initial) and {reachable} (all that was recorded)")
-    ads = ADS(loaded, scan.operator, settings, stop=None if stop is None else Stop(stop))
+    ads = ADS(
+        loaded, scan.operator, settings, stop=None if stop is None else _stop(stop, loaded, scan, settings, lines)
+    )
     snapshots: list[Snapshot] = []
     started = time.perf_counter()
     with _bar() as bar:
@@ -255,7 +259,7 @@ def acquire(
             bar.update(task, completed=(step.step + 1) / step.steps, said=said)
             if gif and (not snapshots or taken > int(snapshots[-1].mask.sum()) or step.step + 1 == step.steps):
                 seen = display(step.x0[0]).cpu()
-                snapshots.append(Snapshot(seen.mean(0), seen.std(0), step.mask[0].cpu()))
+                snapshots.append(Snapshot(seen.mean(0), seen.std(0), step.mask[0].cpu().clone()))  # it grows
 
         luck = [torch.Generator(target).manual_seed(stream(seed, "particles"))]
         outcome = ads.run(scan.scanner, scan.initial, lines, luck, look)
@@ -267,6 +271,16 @@ def acquire(
     _write_scan(out, found.assign_attrs({k: str(v) for k, v in record.items()}), scan, gif, snapshots)
     _print_scan(found, scan)
     print(out / "scan.png")
+
+
+def _stop(target: float, prior: Prior, scan: Scan, settings: Sampling, budget: int) -> Stop:
+    """The stop rule, calibrated on images drawn from the prior; real images are less predictable than those."""
+    assert isinstance(prior, GaussianMixturePrior)
+    device = scan.initial.device
+    luck = [torch.Generator(device).manual_seed(stream(i, "calibration")) for i in range(64)]
+    ads, initial = ADS(prior, scan.operator, settings), scan.initial.repeat(len(luck), 1)
+    predicted, true = errors_on_the_way(ads, prior.draw(len(luck), luck[0]), initial, budget, luck)
+    return Stop(target, (true.mean(0) / predicted.mean(0)).tolist())
 
 
 def _score(name: str) -> Score:

@@ -21,6 +21,8 @@ from simulators.mri.knee import Knee
 from simulators.mri.mnist import read_mnist
 from simulators.mri.phantom2d import Phantom2D
 
+_HELD_OUT = 5
+"""Of one file for both parts, every so many images are test images and the others training images."""
 _WORLDS = {"atlas": Atlas, "adaptivity": Adaptivity, "knee": Knee, "phantom2d": Phantom2D}
 
 
@@ -43,7 +45,8 @@ class Images(Config):
     data: Path | None = None
     """Folder of ``mnist`` or ``fastmri``; $SZILARD_DATA/mnist or $SZILARD_DATA/fastmri if null."""
     train_path: Path = Path("knee_singlecoil_train")
-    """``fastmri``: folder of training volumes in ``data``. ``files``: file with training images."""
+    """``fastmri``: folder of training volumes in ``data``. ``files``: file with training images; if it is the test
+    file too, every fifth image is a test image."""
     test_path: Path = Path("knee_singlecoil_val")
     """``fastmri``: folder of test volumes in ``data``. ``files``: file with test images."""
     test_split: str | None = "knee_test"
@@ -106,6 +109,7 @@ class Images(Config):
             return self._fastmri_test(first, count)
         if self.kind == "files":
             images = _read(self.test_path)
+            images = images[::_HELD_OUT] if self.test_path == self.train_path else images
         else:
             images = _fit(Digits().test(), self.size) if self.kind == "digits" else read_mnist(self._data(), "test")
         images = images[:: self.stride]
@@ -122,7 +126,9 @@ class Images(Config):
         if self.kind == "mnist":
             return read_mnist(self._data(), "train")
         if self.kind == "files":
-            return _read(self.train_path)
+            images = _read(self.train_path)
+            held_out = torch.arange(len(images)) % _HELD_OUT == 0
+            return images[~held_out] if self.test_path == self.train_path else images
         pairs = readers.fastmri_slices(self._data() / self.train_path, challenge="singlecoil", with_rss=True)
         volumes = sorted({path for path, _ in pairs})
         return torch.cat([readers.training_images(readers.read_fastmri(path), self.size) for path in volumes])

@@ -13,9 +13,10 @@ from torch import Tensor
 from core.errors import InputError
 
 FixedRule = Literal[
-    "random", "uniform", "fastmri", "vds", "vds_gaussian", "lowpass", "data_variance", "data_variance_top"
+    "random", "equispaced", "uniform", "fastmri", "vds", "vds_gaussian", "lowpass", "data_variance", "data_variance_top"
 ]
-"""``random`` and ``uniform`` keep the initial actions only; ``fastmri`` and ``vds`` keep a fully sampled centre."""
+"""``random``, ``equispaced`` and the data-variance rules keep the initial actions; ``uniform`` (equispaced),
+``fastmri`` (random) and ``vds`` add theirs to a fully sampled centre block."""
 
 FIXED_RULES: tuple[FixedRule, ...] = get_args(FixedRule)
 CENTRED: tuple[FixedRule, ...] = ("fastmri", "vds", "vds_gaussian", "lowpass")
@@ -119,10 +120,20 @@ def _random(problem: MaskProblem, generators: Sequence[torch.Generator]) -> Tens
     return draw_without_replacement(problem.initial, flat, problem.budget, generators)
 
 
+def _equispaced(problem: MaskProblem, generators: Sequence[torch.Generator]) -> Tensor:
+    return _evenly(problem.initial, problem.budget, generators)
+
+
 def _uniform(problem: MaskProblem, generators: Sequence[torch.Generator]) -> Tensor:
-    free = torch.nonzero(~problem.initial).squeeze(1)
-    count = problem.budget - int(problem.initial.sum())
-    masks = problem.initial.repeat(len(generators), 1)
+    start = problem.initial if problem.center is None else problem.block()
+    return _evenly(start, problem.budget, generators)
+
+
+def _evenly(start: Tensor, budget: int, generators: Sequence[torch.Generator]) -> Tensor:
+    """``start`` (A,) filled up to the budget at equal distances among the rest, with a random offset."""
+    free = torch.nonzero(~start).squeeze(1)
+    count = budget - int(start.sum())
+    masks = start.repeat(len(generators), 1)
     if count == 0:
         return masks
     spacing = len(free) / count
@@ -168,6 +179,7 @@ def _data_variance_top(problem: MaskProblem, generators: Sequence[torch.Generato
 
 _RULES: dict[str, Callable[[MaskProblem, Sequence[torch.Generator]], Tensor]] = {
     "random": _random,
+    "equispaced": _equispaced,
     "uniform": _uniform,
     "fastmri": _fastmri,
     "vds": _vds,

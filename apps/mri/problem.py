@@ -23,13 +23,16 @@ from core.errors import InputError
 from core.study import Config, Context, Product
 from simulators.mri.operators import Columns, KSpaceLines, KSpacePoints, Operator, Pixels
 
+OperatorName = Literal["pixels", "columns", "kspace_lines", "kspace_points"]
 OPERATORS: dict[str, Callable[[tuple[int, int, int]], Operator]] = {
     "pixels": Pixels,
     "columns": Columns,
     "kspace_lines": KSpaceLines,
     "kspace_points": KSpacePoints,
 }
-_STATISTICS = 4096  # training images from which the variance of the samples is taken
+FAR_SCALE = 1e3
+"""Ratio of norms from which data are taken to be scaled otherwise than the prior's training images."""
+_STATISTICS = 4096  # training images, at most about so many, from which variances and mixtures are taken
 
 
 class MixtureSettings(Config):
@@ -81,7 +84,7 @@ class Problem(Config):
     """Name of the scenario."""
     images: Images
     """Training and test images."""
-    operator: Literal["pixels", "columns", "kspace_lines", "kspace_points"] = "kspace_lines"
+    operator: OperatorName = "kspace_lines"
     """What one action measures."""
     budget: int = Field(ge=1)
     """Actions, the initial ones included."""
@@ -115,6 +118,15 @@ class Problem(Config):
             raise InputError(f"{self.name}: budget {self.budget}, must be at most the {operator.actions} actions")
         return operator
 
+    def known(self, operator: Operator, context: Context) -> MaskProblem:
+        """What the fixed masks are made from, with the variance of the training images' samples."""
+        variance = SampleVariance(images=self.images, operator=self.operator).load(context)
+        return self.mask_problem(operator, variance, context.device)
+
+    def unknown(self, operator: Operator, context: Context) -> MaskProblem:
+        """What the fixed masks are made from that need no training images."""
+        return self.mask_problem(operator, None, context.device)
+
     def mask_problem(self, operator: Operator, variance: Tensor | None, device: torch.device | str) -> MaskProblem:
         """What the fixed masks are made from, with the initial actions."""
         plane = operator.shape[2] if operator.actions == operator.shape[1] * operator.shape[2] else None
@@ -145,6 +157,30 @@ class TrainingImages(Product):
         """The images (N, C, H, W), mapped from the file rather than read."""
         array = np.load(context.product(self) / "images.npy", mmap_mode="c", allow_pickle=False)
         return torch.from_numpy(array)
+
+
+class SampleVariance(Product):
+    """Variance of the training images' samples, summed over an action."""
+
+    images: Images
+    operator: OperatorName
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return f"{self.images.kind} variance of {self.operator}"
+
+    def make(self, directory: Path, context: Context) -> None:
+        """Write ``variance.npy`` (A,)."""
+        images = TrainingImages(images=self.images).load(context)
+        operator = OPERATORS[self.operator]((images.shape[1], images.shape[2], images.shape[3]))
+        variance = sample_variance(operator, images).numpy()
+        files.write(directory / "variance.npy", lambda path: _save(path, variance))
+
+    def load(self, context: Context) -> Tensor:
+        """The variance (A,), on the device of ``context``."""
+        array = np.load(context.product(self) / "variance.npy", allow_pickle=False)
+        return torch.from_numpy(array).to(context.device)
 
 
 class FittedPrior(Product):
@@ -180,6 +216,7 @@ def fit_prior(
         TrainingDiverged: the training of a network diverged.
     """
     if isinstance(settings, MixtureSettings):
+        images = images[:: max(1, len(images) // _STATISTICS)]
         return GaussianMixturePrior.fit(images, components=settings.components, rank=settings.rank, seed=settings.seed)
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     with torch.random.fork_rng(devices=[]):
@@ -197,6 +234,14 @@ def prior_of(settings: PriorSettings, images: Images, context: Context) -> Prior
     if isinstance(settings, NetworkSettings) and isinstance(prior, NetworkPrior):
         prior.precision = settings.precision
     return prior
+
+
+def scale_warning(images: Tensor, prior: Prior) -> str:
+    """What to tell when images (N, C, H, W) are scaled otherwise than those the prior was trained on; empty if not."""
+    norm, usual = float(images.flatten(1).norm(dim=1).mean()), prior.training_norm
+    if usual is None or 1 / FAR_SCALE < norm / usual < FAR_SCALE:
+        return ""
+    return f"the images have norm {norm:.3g}, the prior's training images have {usual:.3g}: are they scaled alike?"
 
 
 def sample_variance(operator: Operator, images: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import xarray as xr
@@ -11,36 +13,21 @@ from pydantic import Field
 from torch import Tensor
 
 from apps.mri.ads import ADS, Acquisition, Progress, Sampling, Stop
-from apps.mri.classical import CompressedSensing, Penalty, TotalVariation, Wavelet, ZeroFilled, tune
-from apps.mri.learned.products import TrainedLOUPE, TrainedPolicy, TrainedUNet, subject_seeds, training_set
+from apps.mri.classical import ZeroFilled
+from apps.mri.learned.products import TrainedLOUPE, TrainedPolicy, TrainedUNet, subject_seeds
 from apps.mri.learned.subpo import TrainedSubPO
-from apps.mri.masks import FIXED_RULES, FixedRule, fixed_masks
-from apps.mri.methods import (
-    ADAPTIVE,
-    Method,
-    Sequential,
-    acquire_mask,
-    deterministic,
-    generators,
-)
-from apps.mri.preparation import Calibrate, Search
-from apps.mri.problem import (
-    PriorSettings,
-    Problem,
-    TrainingImages,
-    prior_of,
-    sample_variance,
-)
+from apps.mri.masks import FIXED_RULES, FixedRule, MaskProblem, fixed_masks
+from apps.mri.methods import ADAPTIVE, SAMPLED, Method, Sequential, acquire_mask, deterministic, generators
+from apps.mri.preparation import Calibrate, Search, TunedWeight
+from apps.mri.problem import PriorSettings, Problem, prior_of, scale_warning
 from apps.mri.recording import concatenate, dataset, read_part, write_part
+from core.diffusion.prior import Prior
 from core.errors import InputError
 from core.study import Config, Context, Run
 from simulators.mri.acquisition_noise import noise_std
 from simulators.mri.coils import coil_maps, estimate_maps
 from simulators.mri.operators import MulticoilLines, Operator
 from simulators.mri.scanner import Scanner
-
-WEIGHTS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-"""Regularisation weights among which compressed sensing is tuned."""
 
 
 class Region(Config):
@@ -65,6 +52,19 @@ class Region(Config):
         weights = torch.full(shape[1:], self.outside)
         weights[slice(*self.rows), slice(*self.columns)] = 1.0
         return weights
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What all batches of a run share: a prior, one mask or a chooser of actions, and a reconstruction."""
+
+    operator: Operator
+    problem: MaskProblem
+    inputs: Mapping[str, xr.Dataset]
+    prior: Prior | None = None
+    mask: Tensor | None = None
+    chooser: Callable[[Sequence[torch.Generator]], Sequential] | None = None
+    reconstruct: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 class Acquire(Run):
@@ -98,6 +98,8 @@ class Acquire(Run):
     """Of the stop rule: the NMSE at which a subject has enough."""
     region: Region | None = None
     """The region of interest."""
+    weight: TunedWeight | None = None
+    """The tuned weight of compressed sensing."""
     unet: TrainedUNet | None = None
     """The trained U-Net."""
     loupe: TrainedLOUPE | None = None
@@ -115,42 +117,71 @@ class Acquire(Run):
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """Masks, orders, scores, metrics and images of the subjects; batch by batch, so that a kill costs one batch."""
-        parts = []
         starts = range(self.first, self.first + self.count, self.at_once)
-        for i, first in enumerate(starts):
-            path = context.checkpoint / f"part_{i:05d}.nc"
-            count = min(self.at_once, self.first + self.count - first)
-            if not path.exists():
+        paths = [context.checkpoint / f"part_{i:05d}.nc" for i in range(len(starts))]
+        ready = None if all(path.exists() for path in paths) else self._prepare(inputs, context)
+        for i, (first, path) in enumerate(zip(starts, paths, strict=True)):
+            if ready is not None and not path.exists():
+                count = min(self.at_once, self.first + self.count - first)
                 recorded = max(0, min(count, self.first + self.record - first))
-                write_part(path, self._batch(inputs, context, first, count, recorded, (i, len(starts))))
-            parts.append(read_part(path))
+                write_part(path, self._batch(ready, context, first, count, recorded, (i, len(starts))))
+        parts = [read_part(path) for path in paths]
         return concatenate(parts).assign_attrs(method=self.method, scenario=self.problem.name)
 
+    def _prepare(self, inputs: Mapping[str, xr.Dataset], context: Context) -> _Prepared:
+        """Whatever takes time and does not depend on the subject."""
+        shape = self.problem.images.test(self.first, 1).shape
+        operator = self.problem.measurement((shape[1], shape[2], shape[3]))
+        rules = (self.method, self.reference_mask)
+        informed = self.method in ADAPTIVE or any(rule.startswith("data_variance") for rule in rules)
+        known = self.problem.known if informed else self.problem.unknown
+        problem, ready = known(operator, context), dict[str, Any]()
+        if self.method in SAMPLED:
+            ready["prior"] = prior_of(self.prior, self.problem.images, context)
+        if self.method == "greedy_fixed":
+            mask = problem.initial.clone()
+            mask[torch.as_tensor(inputs["searched"]["order"].values, device=mask.device)] = True
+            ready["mask"] = mask
+        if self.loupe is not None:
+            network = self.loupe.load(operator, context)
+            ready |= {"mask": network.top_mask(), "reconstruct": network.reconstruction}
+        if self.policy is not None:
+            reconstruct = self.policy.unet.load(operator, context)
+            chooser = self.policy.load(operator, context).chooser(reconstruct)
+            ready |= {"reconstruct": reconstruct, "chooser": lambda luck: chooser}
+        if self.subpo is not None:
+            lines = self.subpo.lines(context)
+            ready["chooser"] = lambda luck: Sequential(lines(luck), problem.initial, self.problem.budget)
+        if self.unet is not None:
+            ready["reconstruct"] = self.unet.load(operator, context)
+        if self.weight is not None:
+            ready["reconstruct"] = self.weight.load(operator, context)
+        if self.method == "zero_filled":
+            ready["reconstruct"] = ZeroFilled(operator)
+        return _Prepared(operator, problem, inputs, **ready)
+
     def _batch(
-        self,
-        inputs: Mapping[str, xr.Dataset],
-        context: Context,
-        first: int,
-        count: int,
-        recorded: int,
-        batch: tuple[int, int],
+        self, ready: _Prepared, context: Context, first: int, count: int, recorded: int, batch: tuple[int, int]
     ) -> xr.Dataset:
         """The subjects ``first`` to ``first + count - 1``."""
         device = context.device
         target = self.problem.images.test(first, count).to(device)
-        operator = self.problem.measurement((target.shape[1], target.shape[2], target.shape[3]))
-        scanner = self._scanner(operator, target, first, device)
+        scanner = self._scanner(ready.operator, target, first, device)
         started = time.perf_counter()
-        if self.method in ("zero_filled", "wavelet", "tv", "unet", "loupe_unet", "pg"):
-            outcome = self._reconstruct(operator, scanner, first, count, context)
+        if self.method in SAMPLED:
+            outcome = self._sample(ready, scanner, context, first, count, batch)
         else:
-            outcome = self._sample(operator, scanner, inputs, context, first, count, batch)
+            outcome = self._reconstruct(ready, scanner, context, first, count)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         seconds = (time.perf_counter() - started) / count
         self._log_faults(outcome, first, context)
-        region = None if self.region is None else self.region.weights(operator.shape) == 1
-        return dataset(target, outcome, first=first, seconds=seconds, recorded=recorded, region=region)
+        region = None if self.region is None else self.region.weights(ready.operator.shape) == 1
+        found = dataset(target, outcome, first=first, seconds=seconds, recorded=recorded, region=region)
+        warning = "" if ready.prior is None else scale_warning(target, ready.prior)
+        if warning:
+            context.log(warning=warning)
+        return found.assign_attrs(warning=warning)
 
     def _scanner(self, operator: Operator, target: Tensor, first: int, device: torch.device) -> Scanner:
         sigma: float | Tensor = 0.0 if self.problem.snr is None else noise_std(target, self.problem.snr)
@@ -162,47 +193,42 @@ class Acquire(Run):
 
     def _sample(
         self,
-        operator: Operator,
+        ready: _Prepared,
         scanner: Scanner,
-        inputs: Mapping[str, xr.Dataset],
         context: Context,
         first: int,
         count: int,
         batch: tuple[int, int],
     ) -> Acquisition:
         """Methods whose images are posterior samples: adaptive ones, or fixed masks with the same sampler."""
-        prior = prior_of(self.prior, self.problem.images, context)
-        variance = None
-        if self.method in (*ADAPTIVE, "data_variance", "data_variance_top"):
-            variance = sample_variance(operator, TrainingImages(images=self.problem.images).load(context))
-        problem = self.problem.mask_problem(operator, variance, context.device)
+        assert ready.prior is not None
+        operator, problem, region = ready.operator, ready.problem, self.region
         if self.problem.coils > 1:
             operator = _estimated(operator, scanner, problem.initial)
-        region = self.region
         ads = ADS(
-            prior,
+            ready.prior,
             operator,
             self._settings(),
             weights=region.weights(operator.shape).to(context.device) if region and self.method == "ads_roi" else None,
-            fallback=None if variance is None else variance.to(context.device),
-            stop=self._stop(inputs) if self.method == "ads_stop" else None,
+            fallback=problem.variance,
+            stop=self._stop(ready.inputs) if self.method == "ads_stop" else None,
         )
         if self.method in ADAPTIVE:
             mask = problem.initial.repeat(count, 1)
-        elif self.method == "subpo":
-            assert self.subpo is not None
-            chooser = Sequential(self.subpo.chooser(context), problem.initial, self.problem.budget)
-            mask = chooser.acquire(scanner)[0]
+        elif ready.chooser is not None:
+            mask = ready.chooser(self._luck("policy", first, count, context)).acquire(scanner)[0]
         else:
-            mask = self._mask(operator, inputs, context, first, count)
+            mask = self._masks(ready, context, first, count)
 
         def look(progress: Progress) -> None:
             context.progress((batch[0] + (progress.step + 1) / progress.steps) / batch[1])
 
-        luck = generators(subject_seeds(self.seed, "particles", first, count), context.device)
         # The reference's schedule may take more than the budget: it reports how many it took.
         budget = self.problem.budget if self.method in ADAPTIVE else int(mask[0].sum())
-        return ads.run(scanner, mask, budget, luck, look)
+        return ads.run(scanner, mask, budget, self._luck("particles", first, count, context), look)
+
+    def _luck(self, purpose: str, first: int, count: int, context: Context) -> list[torch.Generator]:
+        return generators(subject_seeds(self.seed, purpose, first, count), context.device)
 
     def _settings(self) -> Sampling:
         scores = ("greedy_variance", "bhattacharyya", "reference_positive", "kl_pixelwise", "noise_aware")
@@ -215,65 +241,23 @@ class Acquire(Run):
         assert self.target is not None
         return Stop(self.target, inputs["calibrated"]["ratio"].values.tolist())
 
-    def _mask(
-        self, operator: Operator, inputs: Mapping[str, xr.Dataset], context: Context, first: int, count: int
-    ) -> Tensor:
-        """The fixed masks (S, A) of a method."""
-        variance = None
-        if self.method.startswith("data_variance"):
-            variance = sample_variance(operator, TrainingImages(images=self.problem.images).load(context))
-        problem = self.problem.mask_problem(operator, variance, context.device)
-        luck = generators(subject_seeds(self.seed, "mask", first, count), context.device)
-        if self.method == "greedy_fixed":
-            mask = problem.initial.clone()
-            mask[torch.as_tensor(inputs["searched"]["order"].values, device=mask.device)] = True
-            return mask.repeat(count, 1)
-        if self.method == "loupe":
-            assert self.loupe is not None
-            return self.loupe.load(operator, context).top_mask().repeat(count, 1)
+    def _masks(self, ready: _Prepared, context: Context, first: int, count: int) -> Tensor:
+        """The fixed masks (S, A): the same for all, or drawn by a rule."""
+        if ready.mask is not None:
+            return ready.mask.repeat(count, 1)
         rule: FixedRule = self.reference_mask if self.method not in FIXED_RULES else self.method
-        return fixed_masks(rule, problem, luck)
+        return fixed_masks(rule, ready.problem, self._luck("mask", first, count, context))
 
-    def _reconstruct(
-        self, operator: Operator, scanner: Scanner, first: int, count: int, context: Context
-    ) -> Acquisition:
+    def _reconstruct(self, ready: _Prepared, scanner: Scanner, context: Context, first: int, count: int) -> Acquisition:
         """Methods that make one image without a posterior."""
-        none = torch.zeros(count, 0, dtype=torch.long, device=context.device)
+        assert ready.reconstruct is not None
         with torch.no_grad():
-            if self.method == "pg":
-                assert self.policy is not None
-                policy, network = self.policy.load(operator, context), self.policy.unet.load(operator, context)
-                chooser = policy.chooser(network)
-                mask, samples, order = chooser.acquire(scanner)
-                return deterministic(network(samples, mask), mask, samples, order)
-            if self.method == "loupe_unet":
-                assert self.loupe is not None
-                trained = self.loupe.load(operator, context)
-                mask = trained.top_mask().repeat(count, 1)
-                samples = acquire_mask(scanner, mask)
-                return deterministic(trained.reconstruction(samples, mask), mask, samples, none)
-            mask = self._mask(operator, {}, context, first, count)
-            samples = acquire_mask(scanner, mask)
-            if self.method == "zero_filled":
-                images = ZeroFilled(operator)(samples, mask)
-            elif self.method == "unet":
-                assert self.unet is not None
-                images = self.unet.load(operator, context)(samples, mask)
+            if ready.chooser is not None:
+                mask, samples, order = ready.chooser(()).acquire(scanner)
             else:
-                images = self._compressed_sensing(operator, context)(samples, mask)
-            return deterministic(images, mask, samples, none)
-
-    def _compressed_sensing(self, operator: Operator, context: Context) -> CompressedSensing:
-        """Tuned on training images under masks of the same rule."""
-        images, _ = training_set(self.problem, 64, context)
-        problem = self.problem.mask_problem(operator, sample_variance(operator, images), context.device)
-        luck = generators(subject_seeds(self.seed, "tuning mask", 0, len(images)), context.device)
-        penalty: Penalty = Wavelet() if self.method == "wavelet" else TotalVariation()
-        tuned, tried = tune(
-            CompressedSensing(operator, penalty), WEIGHTS, images, fixed_masks(self.reference_mask, problem, luck)
-        )
-        context.log(message="tuned", weight=tuned.weight, tried={str(k): v for k, v in tried.items()})
-        return tuned
+                mask = self._masks(ready, context, first, count)
+                samples, order = acquire_mask(scanner, mask), torch.zeros(count, 0, dtype=torch.long)
+            return deterministic(ready.reconstruct(samples, mask), mask, samples, order.to(mask.device))
 
     def _log_faults(self, outcome: Acquisition, first: int, context: Context) -> None:
         for name in ("restarts", "collapsed", "dropped"):

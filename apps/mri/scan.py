@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apps.mri.masks import MaskProblem
+from core.diffusion.mixture import GaussianMixturePrior
 from core.diffusion.prior import Prior
 from core.errors import InputError
 from simulators.mri import readers
@@ -74,7 +75,8 @@ def open_scan(
         prior: whose shape and scale the data must have.
         kind: ``image`` or ``kspace``, where the format does not say.
         number: of the slice.
-        scale: factor for the file's numbers; None brings the norm of its image to that of the prior's training images.
+        scale: factor for the file's numbers; None brings the norm of the initial lines to the one they
+            have in images of the prior; 1 without initial lines.
         initial: central lines held from the start; one, or 16 with several coils, if None.
         device: where the scan is done.
 
@@ -101,8 +103,11 @@ def open_scan(
         return _simulated(Pixels(prior.shape), factor * image, prior, factor, initial, device)
     complex_image = to_complex(image) if image.shape[1] == 2 else image[:, 0].to(torch.complex64)
     fitted = to_channels(ifft2c(fit_kspace(fft2c(complex_image), prior.shape[1:])))
-    factor = _factor(scale, fitted, prior)
-    return _simulated(KSpaceLines(prior.shape), factor * fitted, prior, factor, initial, device)
+    operator = KSpaceLines(prior.shape)
+    factor = _factor(
+        scale, operator.forward(fitted.to(device)), _central(operator, initial).to(device), operator, prior
+    )
+    return _simulated(operator, factor * fitted, prior, factor, initial, device)
 
 
 def _from_kspace(
@@ -133,10 +138,10 @@ def _from_kspace(
         operator = MulticoilLines(prior.shape, maps.to(device))
         image = to_channels(combine(kspace, maps))
         target = combine(kspace)[:, None] if full else None
-    factor = _factor(scale, image, prior)
-    lines = factor * kspace.movedim(-1, 1)
-    components = operator.components(lines[:, :, 0] if coils == 1 else lines)
-    scanner = RecordedScanner(operator, components.to(device), available[None].to(device))
+    lines = kspace.movedim(-1, 1)
+    components = operator.components(lines[:, :, 0] if coils == 1 else lines).to(device)
+    factor = _factor(scale, components, start.to(device), operator, prior)
+    scanner = RecordedScanner(operator, factor * components, available[None].to(device))
     truth = None if target is None else (factor * target).to(device)
     return Scan(scanner, operator, start[None].to(device), truth, factor, _warning(factor * image, prior))
 
@@ -185,10 +190,22 @@ def _not_empty(values: Tensor, number: int, path: str | Path) -> None:
         raise InputError(f"{path}: slice {number} holds nothing but zeros")
 
 
-def _factor(scale: float | None, image: Tensor, prior: Prior) -> float:
+def _factor(scale: float | None, samples: Tensor, start: Tensor, operator: Operator, prior: Prior) -> float:
+    """The factor that brings the initial actions of ``samples`` (1, A, R) to the norm that they have in the prior.
+
+    Nothing but the initial actions is looked at: what is not acquired must not decide how the data are scaled.
+    """
     if scale is not None:
         return scale
-    return prior.training_norm / float(image.norm()) if prior.training_norm else 1.0
+    if not bool(start.any()):
+        return 1.0
+    generator = torch.Generator(samples.device).manual_seed(0)
+    if isinstance(prior, GaussianMixturePrior):
+        images = prior.draw(256, generator)
+    else:
+        images = prior.sample(16, steps=20, generator=generator)
+    usual = operator.forward(images)[:, start].square().sum((1, 2)).mean().sqrt()
+    return float(usual / samples[:, start].norm())
 
 
 def _warning(image: Tensor, prior: Prior) -> str:

@@ -19,7 +19,7 @@ from apps.mri.learned.subpo import SubPOSettings, TrainedSubPO
 from apps.mri.learned.unet import UNetSettings
 from apps.mri.masks import CENTRED, FIXED_RULES, FixedRule
 from apps.mri.methods import ADAPTIVE, RECONSTRUCTIONS, SAMPLED, Method
-from apps.mri.preparation import Calibrate, Search
+from apps.mri.preparation import Calibrate, Search, TunedWeight
 from apps.mri.problem import MixtureSettings, NetworkSettings, PriorSettings, Problem
 from apps.mri.recording import JOINED, concatenate
 from apps.mri.regret import Regret
@@ -125,6 +125,11 @@ class Comparison(Problem):
             raise InputError(f"{self.name}: {', '.join(sorted(centred))} need k-space: {self.operator} have no centre")
         if "subpo" in chosen and (self.operator != "kspace_lines" or self.initial != 1 or self.budget < 2):
             raise InputError(f"{self.name}: subpo needs kspace_lines, initial 1 and a budget of at least 2")
+        noise: dict[str, float] = {"ads_exact": self.sampling.noise, "ads_stop": self.sampling.noise, "subpo": 0.0}
+        noise |= {"unet": self.unet.noise, "pg": getattr(self.policy, "noise", 0.0)}
+        noise |= {m: getattr(self.loupe, "noise", 0.0) for m in ("loupe", "loupe_unet")}
+        if self.snr is not None and (blind := sorted(m for m in chosen if m in noise and not noise[m])):
+            raise InputError(f"{self.name}: snr is {self.snr}: {', '.join(blind)} must be told the noise, or left out")
         if self.coils == 1:
             return
         if self.subjects.at_once != 1:
@@ -199,13 +204,17 @@ class MRIStudy(Study):
         """The runs of one method, seed by seed and shard by shard."""
         size = s.subjects.per_run or s.subjects.count
         problem, end = s.problem, s.subjects.first + s.subjects.count
-        unet = TrainedUNet(problem=problem, rule=s.reference_mask, settings=s.unet, limit=s.learning_images, seed=0)
+        unet = TrainedUNet(
+            problem=problem, rule=s.reference_mask, fewest=None, settings=s.unet, limit=s.learning_images, seed=0
+        )
         inputs: dict[str, object] = {}
         if method == "greedy_fixed":
             inputs["searched"] = self.search(s)
         if method == "ads_stop" and s.stop is not None:
             calibrate = Calibrate(problem=problem, prior=s.prior, sampling=s.sampling, images=s.stop.images, seed=0)
             inputs |= {"calibrated": calibrate, "target": s.stop.nmse}
+        if method in ("wavelet", "tv"):
+            inputs["weight"] = TunedWeight(problem=problem, penalty=method, rule=s.reference_mask, seed=0)
         if method == "unet":
             inputs["unet"] = unet
         if method in ("loupe", "loupe_unet") and s.loupe is not None:
@@ -214,8 +223,10 @@ class MRIStudy(Study):
             limit = s.learning_images
             inputs["subpo"] = TrainedSubPO(problem=problem, prior=s.mixture, settings=s.subpo, limit=limit, seed=0)
         if method == "pg" and s.policy is not None:
+            # The policy's reconstructor meets every number of lines on the way to the budget.
+            anywhere = unet.model_copy(update={"rule": "random", "fewest": max(1, s.initial)})
             limit = s.learning_images
-            inputs["policy"] = TrainedPolicy(problem=problem, settings=s.policy, unet=unet, limit=limit, seed=0)
+            inputs["policy"] = TrainedPolicy(problem=problem, settings=s.policy, unet=anywhere, limit=limit, seed=0)
         return [
             [
                 Acquire(

@@ -110,6 +110,13 @@ def notes_of(s: Comparison, found: Mapping[str, xr.Dataset]) -> list[str]:
             "only. On smooth anatomy of low resolution a low-pass mask ties with ADS and a mask searched on training "
             "data may be better; adaptivity pays where subjects differ in k-space."
         )
+    warnings = {w for data in found.values() if (w := str(data.attrs.get("warning", "")))}
+    notes += [f"{s.name}: {warning}" for warning in sorted(warnings)]
+    if {"subpo", "ads"} <= set(found):
+        notes.append(
+            f"{s.name}: SubPO chooses from exact posterior samples, ADS from the particles of its diffusion: "
+            "ads_exact is SubPO's equal in what it knows."
+        )
     taken = found["ads"].actions.values if "ads" in found else np.array([s.budget])
     if s.sampling.schedule == "reference" and np.any(taken != s.budget):
         notes.append(f"{s.name}: the reference's schedule took {taken.max():.0f} actions, the budget is {s.budget}.")

@@ -242,6 +242,21 @@ def test_the_residual_knows_a_duplicate_when_it_sees_one():
     assert chosen(y, 2, "residual")[0].tolist() == [[3, 5]]
 
 
+@pytest.mark.parametrize("sigma", [0.1, 1.0, 10.0])
+def test_what_a_choice_leaves_is_the_gaussian_residual(sigma):
+    """Two lines that are multiples of each other: the regression on one, known to within sigma, leaves that share."""
+    y = normal(1, 50, 1, 1) * torch.tensor([3.0, 2.0], dtype=torch.float64).view(1, 1, 2, 1)
+    worth = []
+
+    def score(particles):
+        worth.append(variance(particles)[0])
+        return worth[-1][None]
+
+    chosen(y, 2, "residual", sigma=sigma, score=score)
+    left = sigma**2 / (worth[0][0] + sigma**2)
+    torch.testing.assert_close(worth[1], worth[0] * left**2, rtol=1e-6, atol=0)
+
+
 def test_a_choice_is_known_to_within_sigma_and_does_not_explain_everything():
     """Four particles and lines of eight components: each line alone could tell the particles apart."""
     y = normal(1, 4, 3, 8) * torch.tensor([3.0, 0.2, 2.0], dtype=torch.float64)[:, None]

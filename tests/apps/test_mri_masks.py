@@ -12,8 +12,8 @@ from apps.mri.masks import FIXED_RULES, MaskProblem, draw_without_replacement, f
 from apps.mri.methods import generators
 from core.errors import InputError
 
-ANYWHERE = ("random", "uniform", "data_variance", "data_variance_top")
-DRAWN = ("random", "uniform", "fastmri", "vds", "vds_gaussian", "data_variance")
+ANYWHERE = ("random", "equispaced", "uniform", "data_variance", "data_variance_top")
+DRAWN = ("random", "equispaced", "uniform", "fastmri", "vds", "vds_gaussian", "data_variance")
 
 
 def luck(count, first=0):
@@ -149,12 +149,23 @@ def test_what_has_no_weight_is_drawn_only_when_nothing_else_is_left():
 def test_equispaced_lines_are_equispaced_and_start_anywhere():
     problem = lines(32, 9, 1)
     starts = set()
-    for mask in fixed_masks("uniform", problem, luck(200)):
+    for mask in fixed_masks("equispaced", problem, luck(200)):
         free = torch.tensor([i for i in range(32) if i != 16])
         places = torch.searchsorted(free, torch.tensor([i for i in taken(mask) if i != 16]))
         assert set(places.diff().tolist()) <= {3, 4}  # 31 free lines, 8 of them
         starts.add(int(places[0]))
     assert starts == {0, 1, 2, 3}
+
+
+def test_a_uniform_mask_has_its_centre_block_and_the_rest_equispaced():
+    masks = fixed_masks("uniform", lines(128, 32, 1), luck(100))
+    assert bool(masks[:, 59:69].all())
+    rest = torch.cat((masks[:, :59], masks[:, 69:]), 1)
+    for mask in rest:
+        assert set(torch.tensor(taken(mask)).diff().tolist()) <= {5, 6}  # 118 lines, 22 of them
+    assert len(rest.unique(dim=0)) > 3
+    # Pixels have no centre: there it is equispaced.
+    assert torch.equal(fixed_masks("uniform", pixels(9), luck(5)), fixed_masks("equispaced", pixels(9), luck(5)))
 
 
 def test_data_variance_takes_the_largest_or_draws_by_it():

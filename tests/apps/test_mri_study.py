@@ -201,7 +201,10 @@ def test_every_method_meets_the_same_subjects_and_the_prior_is_fitted_once(whole
     out, _ = whole
     labels = [json.loads(p.read_text())["label"] for p in out.glob("products/*/product.json")]
     assert sorted(labels) == sorted(
-        ["digits training images", "digits gmm prior", "adaptivity training images", "adaptivity gmm prior"]
+        [
+            *("digits training images", "digits gmm prior", "digits variance of pixels"),
+            *("adaptivity training images", "adaptivity gmm prior", "adaptivity variance of kspace_lines"),
+        ]
     )
     data = merged(out, "lines_adaptivity").isel(budget=0, seed=0)
     assert (data.target_image == data.target_image.sel({"method": "ads"})).all()
@@ -404,7 +407,7 @@ def test_no_images_at_all_are_refused_with_a_way_out(study, monkeypatch):
         ("scenarios.0.sampling.sigma=0", "greater than 0"),
         ("scenarios.0.sampling.particles=1", "one particle has no entropy"),
         ("scenarios.0.sampling.score=entropy", "'kl', 'bhattacharyya', 'reference_positive'"),
-        ("scenarios.0.reference_mask=magic", "'random', 'uniform', 'fastmri'"),
+        ("scenarios.0.reference_mask=magic", "'random', 'equispaced', 'uniform', 'fastmri'"),
         ("scenarios.0.methods=[ads, vds]", "vds need k-space: pixels have no centre"),
         ("scenarios.0.sampling.colour=red", "unknown key; known here: sampler"),
         ("scenarios.0.methods=[ads, best]", "'ads'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from apps.mri.learned.policy_gradient import LinePolicy, PolicyGradientSettings
 from apps.mri.learned.unet import UNetReconstruction, UNetSettings
 from apps.mri.masks import FixedRule, fixed_masks
 from apps.mri.methods import generators
-from apps.mri.problem import Problem, TrainingImages, sample_variance
+from apps.mri.problem import Problem, TrainingImages
 from core.seeds import stream
 from core.study import Context, Product
 from simulators.mri.operators import Operator
@@ -34,6 +35,8 @@ class TrainedUNet(Product):
 
     problem: Problem
     rule: FixedRule
+    fewest: int | None
+    """Actions of the smallest training masks; all have the budget's if null."""
     settings: UNetSettings
     limit: int | None
     seed: int
@@ -46,11 +49,14 @@ class TrainedUNet(Product):
     def make(self, directory: Path, context: Context) -> None:
         """Train and write ``unet.*``."""
         images, operator = training_set(self.problem, self.limit, context)
-        problem = self.problem.mask_problem(operator, sample_variance(operator, images), context.device)
+        problem = self.problem.known(operator, context)
 
         def masks(count: int, generator: torch.Generator) -> Tensor:
-            draws = torch.randint(2**62, (count,), generator=generator, device=generator.device).tolist()
-            return fixed_masks(self.rule, problem, generators(draws, context.device))
+            device, most = generator.device, problem.budget
+            draws = torch.randint(2**62, (count,), generator=generator, device=device).tolist()
+            least = most if self.fewest is None else self.fewest
+            budget = int(torch.randint(least, most + 1, (), generator=generator, device=device))
+            return fixed_masks(self.rule, replace(problem, budget=budget), generators(draws, device))
 
         train = unet.train
         network = train(operator, images, masks, self.settings, seed=self.seed, progress=context.progress)

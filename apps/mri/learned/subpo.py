@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from apps.mri.problem import MixtureSettings, Problem, prior_of
 from core.diffusion.exact_posterior import ExactPosterior
 from core.diffusion.mixture import GaussianMixturePrior
 from core.rl import LearnedPolicy, ResumeCallback, SubPO
-from core.simulation import SB3VecEnv
+from core.simulation import SB3VecEnv, tree
 from core.study import Config, Context, Product
 from simulators.mri.world import MRILineState, MRILineWorld
 
@@ -94,10 +95,12 @@ class TrainedSubPO(Product):
             images=images,
         )
 
-    def chooser(self, context: Context) -> LineChooser:
-        """The trained policy, trained if need be."""
+    def lines(self, context: Context) -> Callable[[Sequence[torch.Generator]], LineChooser]:
+        """The trained policy, trained if need be; it takes one generator a subject."""
         model = SubPO.load(context.product(self) / "policy", device=context.device)
-        return LineChooser(LearnedPolicy(model, world := self.world(context)), world, context.device)
+        world = self.world(context)
+        policy = LearnedPolicy(model, world)
+        return lambda luck: LineChooser(policy, world, luck)
 
 
 class LineChooser:
@@ -106,16 +109,16 @@ class LineChooser:
     Args:
         policy: trained on ``world``.
         world: the acquisition world.
-        device: where it is.
+        luck: one generator a subject, so that a batch equals its single subjects.
     """
 
-    def __init__(self, policy: LearnedPolicy, world: MRILineWorld, device: torch.device) -> None:
-        self.policy, self.world = policy, world
-        self._luck = torch.Generator(device).manual_seed(0)
+    def __init__(self, policy: LearnedPolicy, world: MRILineWorld, luck: Sequence[torch.Generator]) -> None:
+        self.policy, self.world, self._luck = policy, world, luck
 
     def __call__(self, samples: Tensor, mask: Tensor) -> Tensor:
         """Lines (S,) for samples (S, W, R) under masks (S, W)."""
-        particles = self.world.posterior.sample(samples, mask, self.world.noise(len(mask), self._luck))
+        noise = tree.map_tensors(lambda *parts: torch.cat(parts), *(self.world.noise(1, g) for g in self._luck))
+        particles = self.world.posterior.sample(samples, mask, noise)
         # The policy sees what the world shows; of the target, which nobody knows here, the world shows nothing.
         blank = torch.zeros_like(particles[:, 0])
         state = MRILineState(blank, samples, mask, particles, None)
