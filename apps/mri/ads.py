@@ -307,13 +307,17 @@ class _Board:
         scores = entropy_scores(y, s.sigma, s.score, point=self.ads.operator.shape[0])
         if s.score in ("kl", "bhattacharyya"):
             scores = scores - 0.5 * y.shape[-1] * math.log(2 * math.pi * math.e * s.sigma**2)
+        if s.score == "reference_positive":
+            scores = scores - y.shape[1] * math.log(y.shape[1])
         return scores
 
     def _unless_collapsed(self, actions: Tensor, scores: Tensor, allowed: Tensor, count: int) -> Tensor:
         """The fallback's order for subjects whose particles value every action alike."""
         high = torch.where(allowed, scores, -math.inf).amax(-1)
         low = torch.where(allowed, scores, math.inf).amin(-1)
-        tied = ((high - low) <= 1e-9 * high.abs().clamp(min=1e-3)) & (allowed.sum(-1) > count)
+        # Scores that tie high are saturated, at log P: there the particles disagree on everything.
+        agreed = high < 0.5 * math.log(self.ads.settings.particles)
+        tied = agreed & ((high - low) <= 1e-9 * high.abs().clamp(min=1e-3)) & (allowed.sum(-1) > count)
         self.collapsed |= tied & self.active
         if self.ads.fallback is None or not bool(tied.any()):
             return actions

@@ -70,7 +70,7 @@ def test_image_and_kspace_are_the_same_scan(saved):
     for scan in scans:
         assert scan.operator == KSpaceLines(PRIOR.shape)
         assert scan.initial[0].nonzero().flatten().tolist() == [SIZE // 2]
-        assert scan.scale == pytest.approx(PRIOR.training_norm / float(SUBJECT.norm()), rel=1e-4)
+        assert scan.scale == pytest.approx(scans[0].scale, rel=1e-4)
         torch.testing.assert_close(scan.target, scan.scale * SUBJECT, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(everything(scan), scan.operator.forward(scan.scale * SUBJECT), atol=1e-5, rtol=1e-5)
 
@@ -135,12 +135,18 @@ def test_a_scale_far_from_the_priors_is_warned_of_with_both_norms(saved, factor,
     assert not open_scan(saved(kspace_of()), PRIOR, kind="kspace").warning
 
 
-def test_a_prior_without_a_known_norm_leaves_the_numbers_alone(saved):
-    prior = mixture((2, SIZE, SIZE))
-    prior.training_norm = None
-    scan = open_scan(saved(1e5 * kspace_of()), prior, kind="kspace")
-    assert scan.scale == 1
-    assert not scan.warning
+def test_the_scale_follows_the_data_and_only_their_initial_lines(saved):
+    k = kspace_of()
+    changed = k.copy()
+    changed[..., : SIZE // 2] *= 3
+    scales = [open_scan(saved(x), PRIOR, kind="kspace").scale for x in (k, 1e-5 * k, changed)]
+    assert scales[1] == pytest.approx(1e5 * scales[0], rel=1e-3)
+    assert scales[2] == scales[0]
+    line = PRIOR.draw(2000, torch.Generator().manual_seed(1))
+    usual = KSpaceLines(PRIOR.shape).forward(line)[:, SIZE // 2].square().sum(1).mean().sqrt()
+    mine = KSpaceLines(PRIOR.shape).forward(scales[0] * SUBJECT)[:, SIZE // 2].norm()
+    assert float(mine) == pytest.approx(float(usual), rel=0.1)
+    assert open_scan(saved(k), PRIOR, kind="kspace", initial=0).scale == 1
 
 
 # ---- what was not acquired
