@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from safetensors.torch import load_file
 
 from apps.cli import main
-from apps.mri import cli
+from apps.mri import cli, figures
 from apps.mri.study import MRIStudy
 from core.diffusion import training
 from core.diffusion.loading import load_prior
@@ -296,12 +296,12 @@ def test_the_unit_of_the_file_does_not_matter(acquire, write, subject):
     assert float(runs[0]["psnr"][0]) == pytest.approx(float(runs[1]["psnr"][0]), abs=0.01)
 
 
-def test_what_is_not_acquired_has_no_influence_when_the_scale_is_given(acquire, write, subject):
-    options = ("--scale", 1.3, "--budget", 6)
-    first, *_ = acquire(write("npy"), *options)
+@pytest.mark.parametrize("options", [("--scale", 1.3), ()])
+def test_what_is_not_acquired_has_no_influence(acquire, write, subject, options):
+    first, *_ = acquire(write("npy"), *options, "--budget", 6)
     changed = fft2c(subject).numpy()
     changed[:, ~mask_of(first)] = 3j
-    second, *_ = acquire(write("npy", changed), *options, out="other")
+    second, *_ = acquire(write("npy", changed), *options, "--budget", 6, out="other")
     for name in ("acq_order", "line_entropy", "particles", "residual", "image"):
         np.testing.assert_array_equal(first[name].values, second[name].values)
     assert float(first["psnr"][0]) != float(second["psnr"][0])  # the truth, which is another
@@ -417,6 +417,8 @@ def compared(priors, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared") / "study"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MRIStudy, "run", partialmethod(MRIStudy.run, workers=0))
+        for name in ("of_scenario", "of_budgets"):
+            patch.setattr(figures, name, lambda *_, **__: [])
         options = ("--prior", priors / "atlas", "--size", SIZE, "--budgets", "3,5", "--methods", "ads,lowpass")
         assert call("compare", "atlas", *options, "--subjects", 4, *QUICK, "--out", folder) == 0
     return folder
@@ -432,7 +434,7 @@ def test_compare_reports_each_method_at_each_budget(compared):
     for method in ("ads", "lowpass"):
         assert rows["atlas_B5", method]["mean"] > rows["atlas_B3", method]["mean"]
     assert summary["claims"] == []
-    assert (compared / "report.html").stat().st_size > 10_000
+    assert "atlas_B5" in (compared / "report.html").read_text()
 
 
 def test_exported_masks_are_those_of_the_study(szilard, compared, tmp_path):

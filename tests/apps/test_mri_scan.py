@@ -135,6 +135,12 @@ def test_a_scale_far_from_the_priors_is_warned_of_with_both_norms(saved, factor,
     assert not open_scan(saved(kspace_of()), PRIOR, kind="kspace").warning
 
 
+def test_nothing_is_said_about_a_prior_whose_norm_is_not_known(saved):
+    prior = mixture((2, SIZE, SIZE))
+    prior.training_norm = None
+    assert not open_scan(saved(kspace_of()), prior, kind="kspace", scale=1e9).warning
+
+
 def test_the_scale_follows_the_data_and_only_their_initial_lines(saved):
     k = kspace_of()
     changed = k.copy()
@@ -152,20 +158,21 @@ def test_the_scale_follows_the_data_and_only_their_initial_lines(saved):
 # ---- what was not acquired
 
 
-def test_what_is_not_acquired_has_no_influence_when_the_scale_is_given(saved):
-    first = acquired(open_scan(saved(kspace_of()), PRIOR, kind="kspace", scale=1.0))
+@pytest.mark.parametrize("scale", [1.0, None])
+def test_what_is_not_acquired_has_no_influence(saved, scale):
+    def scan(kspace):
+        return acquired(open_scan(saved(kspace), PRIOR, kind="kspace", scale=scale))
+
+    first = scan(kspace_of())
     changed = kspace_of()
     changed[:, ~first.mask[0].numpy()] = 7j
-    second = acquired(open_scan(saved(changed), PRIOR, kind="kspace", scale=1.0))
+    second = scan(changed)
     assert torch.equal(first.order, second.order)
     assert torch.equal(first.particles, second.particles)
     assert torch.equal(first.scores, second.scores)
-    # The law can fail: of the lines that were acquired, one is enough.
     changed = kspace_of()
-    changed[:, first.order[0, 0]] = 7j
-    assert not torch.equal(
-        first.particles, acquired(open_scan(saved(changed), PRIOR, kind="kspace", scale=1.0)).particles
-    )
+    changed[:, first.order[0, 0]] = 7j  # of those that were acquired, one is enough
+    assert not torch.equal(first.particles, scan(changed).particles)
 
 
 @pytest.mark.parametrize("how", ["zeros", "mask"])
@@ -201,19 +208,38 @@ def coils_of(image=SUBJECT, coils=4, size=SIZE):
     return fft2c(coil_maps(coils, size, size) * to_complex(image)).numpy()
 
 
-def test_coil_maps_come_from_the_calibration_lines_which_count(saved):
-    scan = open_scan(saved(coils_of()), PRIOR, kind="kspace", scale=1.0)
+@pytest.mark.parametrize("scale", [1.0, None])
+def test_coil_maps_come_from_the_calibration_lines_which_count(saved, scale):
+    scan = open_scan(saved(coils_of()), PRIOR, kind="kspace", scale=scale)
     assert isinstance(scan.operator, MulticoilLines)
     assert scan.operator.coils == 4
     assert scan.initial[0].nonzero().flatten().tolist() == list(range(8, 24))
-    torch.testing.assert_close(scan.target[0, 0], magnitude(SUBJECT)[0], atol=1e-4, rtol=1e-4)  # maps of unit sum
+    truth = scan.scale * magnitude(SUBJECT)[0]
+    torch.testing.assert_close(scan.target[0, 0], truth, atol=1e-4, rtol=1e-4)  # the coils' maps have unit sum
+    first = acquired(scan, 20)
+    assert int(first.mask.sum()) == 20
+    assert bool(first.mask[0, 8:24].all())
     changed = coils_of()
-    changed[..., ~scan.initial[0].numpy()] = 0.1j
-    again = open_scan(saved(changed), PRIOR, kind="kspace", scale=1.0)
+    changed[..., ~first.mask[0].numpy()] = 0.1j
+    again = open_scan(saved(changed), PRIOR, kind="kspace", scale=scale)
     assert torch.equal(scan.operator.maps, again.operator.maps)
-    found = acquired(scan, 20, SETTINGS.model_copy(update={"hard_consistency": False}))
-    assert int(found.mask.sum()) == 20
-    assert bool(found.mask[0, 8:24].all())
+    assert again.scale == scan.scale
+    second = acquired(again, 20)
+    assert torch.equal(first.order, second.order)
+    assert torch.equal(first.particles, second.particles)
+
+
+def test_the_final_image_of_several_coils_explains_the_acquired_samples_as_well_as_the_maps_can(saved):
+    """What is missed is orthogonal to all images: the normal equations of least squares."""
+    scan = open_scan(saved(coils_of()), PRIOR, kind="kspace")
+
+    def gradient(consistent):
+        found = acquired(scan, 24, SETTINGS.model_copy(update={"hard_consistency": consistent}))
+        predicted = scan.operator.forward(found.particles.mean(1))
+        missed = torch.where(found.mask[..., None], found.samples - predicted, 0)
+        return float(scan.operator.adjoint(missed).norm())
+
+    assert gradient(True) < 1e-2 * gradient(False)
 
 
 def test_fewer_calibration_lines_than_maps_need_are_refused(saved):

@@ -19,6 +19,7 @@ COLOURS = {
     "kl_pixelwise": "#d8a47f",
     "noise_aware": "#7a4a1e",
     "random": "#56b4e9",
+    "equispaced": "#3b93c9",
     "uniform": "#0072b2",
     "fastmri": "#08306b",
     "vds": "#6a8fc7",
