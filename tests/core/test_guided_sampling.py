@@ -297,7 +297,6 @@ def test_without_orthonormal_rows_conjugate_gradients_find_the_nearest_consisten
     assert moved[~taken].abs().max() < 1e-8 < moved[taken].abs().max()
 
 
-
 def psnr(x, truth):
     return 10 * math.log10(truth.max() ** 2 / (x - truth).square().mean())
 
