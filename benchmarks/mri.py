@@ -11,7 +11,8 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
-from apps.mri.ads import ADS, Acquisition, Sampling
+from apps.mri.ads import ADS, Sampling
+from apps.mri.board import Acquisition
 from apps.mri.entropy import entropy_scores
 from benchmarks import mri_files
 from benchmarks.clock import spread

@@ -13,7 +13,8 @@ Example: the first eight lines that would be acquired of brain slices nobody has
 """
 
 from apps.mri import masks
-from apps.mri.ads import ADS, Acquisition, Sampling, Stop
+from apps.mri.ads import ADS, Sampling
+from apps.mri.board import Acquisition, Stop
 from apps.mri.classical import CompressedSensing, TotalVariation, Wavelet, ZeroFilled
 from apps.mri.comparison import compare_masks
 from apps.mri.entropy import entropy_scores, pairwise_distances

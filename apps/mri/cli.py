@@ -12,28 +12,28 @@ from typing import Annotated, Any, get_args
 
 import torch
 import typer
-import xarray as xr
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from apps.mri.adaptation import Adaptation, adapt
-from apps.mri.ads import ADS, Sampling, Stop
+from apps.mri.ads import ADS, Sampling
 from apps.mri.ads import Progress as Step
+from apps.mri.board import Stop
 from apps.mri.comparison import compare_masks
 from apps.mri.entropy import SCORES, Score
 from apps.mri.export import export_masks as export_all
-from apps.mri.figures import Snapshot, acquisition_gif, acquisition_picture
+from apps.mri.figures import Snapshot
 from apps.mri.images import Images
 from apps.mri.information import describe
 from apps.mri.methods import ADAPTIVE, NAMES, display
 from apps.mri.preparation import errors_on_the_way
 from apps.mri.problem import MixtureSettings, NetworkSettings, fit_prior
-from apps.mri.recording import dataset, write_part
+from apps.mri.recording import dataset
 from apps.mri.scan import Scan, open_scan
+from apps.mri.scan_output import print_scan, write_scan
 from apps.mri.study import MRIStudy
-from core import files
 from core.diffusion.loading import load_prior
 from core.diffusion.mixture import GaussianMixturePrior
 from core.diffusion.prior import Prior
@@ -47,8 +47,6 @@ from core.study.loading import from_options
 from core.study.provenance import provenance
 from core.study.runner import resolve_device
 from core.study.terminal import print_summary
-from simulators.mri.operators import Pixels
-from simulators.mri.readers import write_mask_cfl, write_mask_csv
 
 app = typer.Typer(no_args_is_help=True, help="Which k-space lines to acquire next, with a posterior at every step.")
 add_study_commands(app, MRIStudy)
@@ -268,8 +266,8 @@ def acquire(
     )
     record = provenance(torch.device(target)) | {"file": str(file), "scale": scan.scale}
     record["settings"] = settings.model_dump_json()
-    _write_scan(out, found.assign_attrs({k: str(v) for k, v in record.items()}), scan, gif, snapshots)
-    _print_scan(found, scan)
+    write_scan(out, found.assign_attrs({k: str(v) for k, v in record.items()}), scan, snapshots)
+    print_scan(found, scan)
     print(out / "scan.png")
 
 
@@ -295,45 +293,6 @@ def _window(text: str) -> tuple[float, float]:
     except ValueError:
         raise InputError(f"--window {text}: must be two numbers separated by a comma, such as 0.02,0.6") from None
     return start, end
-
-
-def _write_scan(out: Path, found: xr.Dataset, scan: Scan, gif: bool, snapshots: list[Snapshot]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_part(out / "result.nc", found)
-    order = found.acq_order.values[0]
-    chosen = order >= 0
-    first = scan.initial[0].nonzero().squeeze(1).tolist()
-    scores = found.line_entropy.values[0][chosen, order[chosen]]
-    steps = [None] * len(first) + found.acq_step.values[chosen].tolist()
-    entropy = [None] * len(first) + scores.tolist()
-    write_mask_csv(out / "mask.csv", first + order[chosen].tolist(), scan.operator.actions, steps, entropy)
-    write_mask_cfl(out / "mask", torch.as_tensor(found["mask"].values[0] > 0))
-    kind = "pixels" if isinstance(scan.operator, Pixels) else "kspace_lines"
-    picture = acquisition_picture(found, kind)
-    files.write(out / "scan.png", lambda path: picture.savefig(path, dpi=120, format="png"))
-    if gif:
-        acquisition_gif(out / "scan.gif", snapshots, kind)
-
-
-def _print_scan(found: xr.Dataset, scan: Scan) -> None:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    taken, width = int(found.actions[0]), scan.operator.actions
-    table.add_row("acquired", f"{taken} of {width} ({width / taken:.2f}-fold acceleration)")
-    order = [int(line) for line in found.acq_order.values[0] if line >= 0]
-    if (center := scan.operator.center) is None:
-        table.add_row("order", ", ".join(map(str, order)))
-    else:
-        table.add_row("order (offset from DC)", ", ".join(f"{line - center:+d}" for line in order))
-    names = {"psnr": "PSNR, dB", "ssim": "SSIM", "nmse": "NMSE"}
-    for name, label in names.items():
-        if name in found:
-            table.add_row(label, f"{float(found[name][0]):.4g} (one subject: no interval)")
-    if "psnr" not in found:
-        table.add_row("truth", "not known: the file is undersampled")
-    for fault in ("restarts", "collapsed", "dropped"):
-        if float(found[fault][0]):
-            table.add_row(fault, str(int(found[fault][0])))
-    Console(highlight=False).print(table)
 
 
 @app.command()

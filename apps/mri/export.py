@@ -54,6 +54,25 @@ def export_masks(directory: str | Path, out: str | Path, *, scenario: str | None
     return written
 
 
+def write_lines(stem: Path, data: xr.Dataset) -> None:
+    """Write the actions of one subject as ``<stem>.csv`` and its mask as ``<stem>.cfl``: first the initial ones.
+
+    Args:
+        stem: path without suffix.
+        data: mask (line), acq_order (acquisition; -1: none), acq_step and line_entropy of one subject.
+    """
+    mask = data["mask"].values > 0
+    order = data.acq_order.values.astype(int)
+    chosen = order >= 0
+    first = [line for line in np.flatnonzero(mask).tolist() if line not in order]
+    steps = [None] * len(first) + data.acq_step.values[chosen].astype(int).tolist()
+    # A policy has no score.
+    given = data.line_entropy.values[chosen, order[chosen]].tolist()
+    scores = [None] * len(first) + [score if np.isfinite(score) else None for score in given]
+    write_mask_csv(stem.with_suffix(".csv"), first + order[chosen].tolist(), len(mask), steps, scores)
+    write_mask_cfl(stem, torch.from_numpy(mask))
+
+
 def _lines(data: xr.Dataset) -> bool:
     return data.sizes.get("line") == data.sizes.get("x") and data.sizes.get("part") == 2
 
@@ -63,16 +82,7 @@ def _write(data: xr.Dataset, folder: Path) -> int:
     masks = data["mask"].values > 0
     width = masks.shape[1]
     for i, subject in enumerate(data.subject.values):
-        order = np.nan_to_num(data.acq_order.values[i], nan=-1).astype(int) if "acq_order" in data else np.empty(0, int)
-        chosen = order >= 0
-        first = [line for line in np.flatnonzero(masks[i]).tolist() if line not in order]
-        steps = [None] * len(first) + data.acq_step.values[chosen].astype(int).tolist()
-        given = data.line_entropy.values[i][chosen, order[chosen]].tolist()
-        # A policy has no score.
-        scores = [None] * len(first) + [score if np.isfinite(score) else None for score in given]
-        stem = folder / f"subject_{int(subject):04d}"
-        write_mask_csv(stem.with_suffix(".csv"), first + order[chosen].tolist(), width, steps, scores)
-        write_mask_cfl(stem, torch.from_numpy(masks[i]))
+        write_lines(folder / f"subject_{int(subject):04d}", data.isel(subject=i))
     share = masks.mean(0)
     common = np.argsort(-share, kind="stable")[: round(masks.sum(1).mean())]
     population = np.zeros(width, bool)

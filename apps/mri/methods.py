@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from apps.mri.ads import Acquisition
+from apps.mri.board import Acquisition
 from apps.mri.masks import FIXED_RULES, FixedRule
 from simulators.mri.quality import magnitude
 from simulators.mri.scanner import Instrument

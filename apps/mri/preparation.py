@@ -11,7 +11,8 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from apps.mri.ads import ADS, Progress, Sampling, predicted_nmse
+from apps.mri.ads import ADS, Progress, Sampling
+from apps.mri.board import predicted_nmse
 from apps.mri.classical import CompressedSensing, Penalty, TotalVariation, Wavelet, tune
 from apps.mri.greedy_fixed import greedy_fixed
 from apps.mri.learned.products import subject_seeds, training_set

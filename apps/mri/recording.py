@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from apps.mri.ads import Acquisition
+from apps.mri.board import Acquisition
 from apps.mri.methods import display, point_estimate
 from core import files
 from simulators.mri.quality import mae, nmse, psnr, ssim

@@ -12,7 +12,8 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor
 
-from apps.mri.ads import ADS, Acquisition, Progress, Sampling, Stop
+from apps.mri.ads import ADS, Progress, Sampling
+from apps.mri.board import Acquisition, Stop
 from apps.mri.classical import ZeroFilled
 from apps.mri.learned.products import TrainedLOUPE, TrainedPolicy, TrainedUNet, subject_seeds
 from apps.mri.learned.subpo import TrainedSubPO

@@ -6,7 +6,8 @@ from dataclasses import fields
 import pytest
 import torch
 
-from apps.mri.ads import ADS, RETRIES, Sampling, Stop, predicted_nmse
+from apps.mri.ads import ADS, Sampling
+from apps.mri.board import RETRIES, Stop, predicted_nmse
 from apps.mri.entropy import SCORES
 from core.diffusion.guided import Guidance, GuidedSampler, sample_posterior
 from core.diffusion.mixture import GaussianMixturePrior

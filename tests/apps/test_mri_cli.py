@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 from safetensors.torch import load_file
 
 from apps.cli import main
-from apps.mri import cli, figures
+from apps.mri import cli, figures, scan_output
 from apps.mri.study import MRIStudy
 from core.diffusion import training
 from core.diffusion.loading import load_prior
@@ -70,7 +70,7 @@ def szilard(capsys):
 @pytest.fixture(autouse=True)
 def blank_pictures(monkeypatch):
     """What is drawn is tested with the figures."""
-    monkeypatch.setattr(cli, "acquisition_picture", lambda *_: Figure(figsize=(0.1, 0.1)))
+    monkeypatch.setattr(scan_output, "acquisition_picture", lambda *_: Figure(figsize=(0.1, 0.1)))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ import pytest
 import torch
 import xarray as xr
 
-from apps.mri.ads import ADS, RETRIES, Sampling
+from apps.mri.ads import ADS, Sampling
+from apps.mri.board import RETRIES
 from apps.mri.comparison import compare_masks
 from apps.mri.images import Images
 from apps.mri.learned.products import subject_seeds
