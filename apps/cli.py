@@ -28,6 +28,7 @@ class App:
 
 APPS = {
     "fishery": App("Harvest rules, learned policies and exact solutions for a fishery.", "FisheryStudy"),
+    "mri": App("Which k-space lines to acquire next, with a posterior at every step.", "MRIStudy"),
 }
 
 

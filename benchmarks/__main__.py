@@ -5,7 +5,7 @@ from importlib import import_module
 
 import torch
 
-BENCHMARKS = ("simulator", "grid_search", "ppo_rollout", "ppo_time_to_return")
+BENCHMARKS = ("simulator", "grid_search", "ppo_rollout", "ppo_time_to_return", "mri")
 
 
 def main() -> None:

@@ -6,3 +6,4 @@ Importing this package registers the single-copy environments with gymnasium: ``
 import gymnasium
 
 gymnasium.register(id="Fishery-v0", entry_point="simulators.fishery.environment:make")
+gymnasium.register(id="MRIAcquisition-v0", entry_point="simulators.mri.environment:make")

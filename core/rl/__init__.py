@@ -5,5 +5,6 @@ from core.rl.kl_penalty import KLPenaltyPPO
 from core.rl.policy import LearnedPolicy
 from core.rl.ppo import PPO, Minibatch
 from core.rl.resume import ResumeCallback
+from core.rl.subpo import SubPO
 
-__all__ = ["PPO", "KLPenaltyPPO", "LearnedPolicy", "Minibatch", "ResumeCallback", "TrainingDiverged"]
+__all__ = ["PPO", "KLPenaltyPPO", "LearnedPolicy", "Minibatch", "ResumeCallback", "SubPO", "TrainingDiverged"]

@@ -39,6 +39,7 @@ class LearnedPolicy:
         self._observation = Scaling(simulator.observation_space, view_range=observation_range, device=model.device)
         self._action = Scaling(simulator.action_space, device=model.device)
         self._agents = simulator.agents
+        self._mask = simulator.action_mask if getattr(model, "takes_masks", False) else None
         self.reset(0)
 
     def reset(self, batch: int) -> None:
@@ -56,7 +57,8 @@ class LearnedPolicy:
                 # SB3's distributions draw from the global generator: give each call a seed of its own.
                 torch.manual_seed(self.seed * 1_000_003 + self._calls)
                 self._calls += 1
-            action, _ = self.model.predict(seen, deterministic=self.deterministic)
+            masks = {} if self._mask is None or state is None else {"action_masks": self._mask(state)}
+            action, _ = self.model.predict(seen, deterministic=self.deterministic, **masks)
         if self._agents > 1:
             action = action.unflatten(0, (-1, self._agents))
         action = self._action.to_domain(action)

@@ -39,6 +39,15 @@ def load_values(model: type[C], overrides: Sequence[str] = ()) -> C:
     return _validated(model, {}, overrides, "--set")
 
 
+def from_options(model: type[C], values: dict[str, Any], verb: str) -> C:
+    """A config of the values that the options of a verb gave.
+
+    Raises:
+        InputError: an impossible value, with the verb, the key, the value, and what is allowed.
+    """
+    return _validated(model, values, (), verb)
+
+
 def _validated(model: type[C], data: dict[str, Any], overrides: Sequence[str], file: str) -> C:
     origins: dict[Keys, str] = {}
     for override in overrides:

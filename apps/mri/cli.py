@@ -1,0 +1,367 @@
+"""The verbs of ``szilard mri``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from apps.mri.adaptation import Adaptation, adapt
+from apps.mri.ads import ADS, Sampling
+from apps.mri.ads import Progress as Step
+from apps.mri.board import Stop
+from apps.mri.comparison import compare_masks
+from apps.mri.entropy import SCORES, Score
+from apps.mri.export import export_masks as export_all
+from apps.mri.figures import Snapshot
+from apps.mri.images import Images
+from apps.mri.information import describe
+from apps.mri.methods import ADAPTIVE, NAMES, display
+from apps.mri.preparation import errors_on_the_way
+from apps.mri.problem import MixtureSettings, NetworkSettings, fit_prior
+from apps.mri.recording import dataset
+from apps.mri.scan import Scan, open_scan
+from apps.mri.scan_output import print_scan, write_scan
+from apps.mri.study import MRIStudy
+from core.diffusion.loading import load_prior
+from core.diffusion.mixture import GaussianMixturePrior
+from core.diffusion.prior import Prior
+from core.diffusion.training import Training
+from core.errors import InputError
+from core.rl import TrainingDiverged
+from core.seeds import stream
+from core.study import StudyError, add_study_commands
+from core.study.commands import Device
+from core.study.loading import from_options
+from core.study.provenance import provenance
+from core.study.runner import resolve_device
+from core.study.terminal import print_summary
+
+app = typer.Typer(no_args_is_help=True, help="Which k-space lines to acquire next, with a posterior at every step.")
+add_study_commands(app, MRIStudy)
+
+
+class Kind(StrEnum):
+    """What a file holds."""
+
+    image = "image"
+    kspace = "kspace"
+
+
+class Network(StrEnum):
+    """Kinds of priors that are trained here."""
+
+    gmm = "gmm"
+    unet = "unet"
+
+
+class Norm(StrEnum):
+    """Over what the residual's norm runs."""
+
+    joint = "joint"
+    per_particle = "per_particle"
+
+
+class Sampler(StrEnum):
+    """How the posterior is sampled."""
+
+    dps = "dps"
+    exact = "exact"
+
+
+SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**32 - 1)]
+DeviceOption = Annotated[Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")]
+PriorOption = Annotated[Path, typer.Option("--prior", help="Folder of a prior: of train-prior, or of diffusers.")]
+KindOption = Annotated[Kind | None, typer.Option(help="What an npy, npz, NIfTI or cfl file holds.")]
+ImagesArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGES",
+        help="digits, atlas, adaptivity, knee, phantom2d, mnist, fastmri, or a file of images (npy, NIfTI, h5, cfl).",
+    ),
+]
+
+
+def _images(name: str, size: int, train: int | None, data: Path | None = None) -> Images:
+    """The images that a name or a path means."""
+    kinds = get_args(Images.model_fields["kind"].annotation)
+    if name in kinds and name != "files":
+        size = 8 if name == "digits" and size == 32 else size
+        images = Images(kind=name, size=size, train=train, data=data)  # type: ignore[arg-type]
+        if images.missing:
+            raise InputError(images.missing.replace("set images.data", "give --data"))
+        return images
+    if not Path(name).exists():
+        known = ", ".join(kind for kind in kinds if kind != "files")
+        raise InputError(f"{name}: no such file, and not one of {known}")
+    return Images(kind="files", train=train, train_path=Path(name), test_path=Path(name))
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as bar:
+        try:
+            yield bar
+        except InputError:
+            bar.live.transient = True  # what is refused is told in one line
+            raise
+
+
+def _folder(out: Path) -> None:
+    """Refuse ``--out`` where a file is in its place, before anything is computed."""
+    there = next((place for place in (out, *out.parents) if place.exists()), out)
+    if there.exists() and not there.is_dir():
+        raise InputError(f"--out {out}: {'' if there == out else f'{there} '}is a file, not a folder")
+
+
+@app.command("train-prior")
+def train_prior(
+    images: ImagesArgument,
+    out: Annotated[Path, typer.Option(help="Folder of the prior.")],
+    kind: Annotated[Network, typer.Option(help="Gaussian mixture (seconds), or the reference U-Net.")] = Network.gmm,
+    size: Annotated[int, typer.Option(help="Rows and columns of simulated images.", min=8, max=1024)] = 32,
+    count: Annotated[int | None, typer.Option(help="Training images; all there are, or 3000.", min=1)] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of mnist or fastmri.")] = None,
+    components: Annotated[int, typer.Option(help="Mixture: clusters.", min=1)] = 32,
+    rank: Annotated[int, typer.Option(help="Mixture: principal directions of each.", min=1)] = 20,
+    widths: Annotated[str, typer.Option(help="U-Net: channels of each level.")] = "32,64,96,128",
+    depth: Annotated[int, typer.Option(help="U-Net: residual blocks of each level.", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="U-Net: optimiser steps.", min=1)] = 20_000,
+    batch: Annotated[int, typer.Option(help="U-Net: images a step.", min=1)] = 16,
+    learning_rate: Annotated[float, typer.Option(help="U-Net: of AdamW.", min=0)] = 1e-4,
+    start: Annotated[Path | None, typer.Option(help="Adapt this U-Net prior to IMAGES instead.")] = None,
+    adaptation: Annotated[
+        Adaptation, typer.Option(help="With --start: plain fine-tuning, or SePPO with IMAGES as winners.")
+    ] = Adaptation.finetune,
+    seed: SeedOption = 42,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Train a diffusion prior, or adapt one; started again after a kill, training goes on.
+
+    Example: szilard mri train-prior atlas --out priors/atlas
+    """
+    _folder(out)
+    if (out / "prior.json").exists():
+        raise InputError(f"--out {out}: holds a prior already")
+    try:
+        levels = tuple(int(w) for w in widths.split(","))
+    except ValueError:
+        raise InputError(f"--widths {widths}: must be whole numbers separated by commas, such as 32,64,128") from None
+    target = resolve_device(device, torch.cuda.is_available())
+    pictures = _images(images, size, count, data).training()
+    given = {"steps": steps, "batch": min(batch, len(pictures)), "learning_rate": learning_rate, "seed": seed}
+    training = from_options(Training, given, "train-prior")
+    with _bar() as bar:
+        task = bar.add_task(f"{len(pictures)} images", total=1.0, said="")
+
+        def progress(fraction: float, message: str = "") -> None:
+            bar.update(task, completed=fraction, said=message)
+
+        try:
+            if start is not None:
+                trained: Any = adapt(load_prior(start), pictures, adaptation, training, target, progress)
+            else:
+                settings: MixtureSettings | NetworkSettings = (
+                    MixtureSettings(components=components, rank=rank, seed=seed)
+                    if kind == "gmm"
+                    else NetworkSettings(kind="unet", widths=levels, block_depth=depth, training=training)
+                )
+                trained = fit_prior(settings, pictures, target, checkpoint=out / "checkpoint", progress=progress)
+        except TrainingDiverged as error:
+            raise StudyError(str(error)) from error
+        bar.update(task, completed=1.0)
+    trained.save(out)
+    print(out)
+
+
+@app.command()
+def acquire(
+    file: Annotated[Path, typer.Argument(help="k-space or images: fastMRI or ISMRMRD HDF5, npy, NIfTI, BART cfl.")],
+    prior: PriorOption,
+    out: Annotated[Path, typer.Option(help="Folder for result.nc, mask.csv, mask.cfl and scan.png.")],
+    kind: KindOption = None,
+    number: Annotated[int, typer.Option("--slice", help="Which slice of the file.", min=0)] = 0,
+    budget: Annotated[
+        int | None, typer.Option(help="Lines, the initial ones included; a quarter of all.", min=1)
+    ] = None,
+    initial: Annotated[
+        int | None, typer.Option(help="Central lines first; 1, or 16 with several coils.", min=0)
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor for the file's numbers.  [default: by the norm]")] = None,
+    sampler: Annotated[Sampler, typer.Option(help="Diffusion, or a mixture's exact posterior.")] = Sampler.dps,
+    steps: Annotated[int | None, typer.Option(help="Diffusion steps.  [default: 1000; mixture: 40]", min=1)] = None,
+    particles: Annotated[int, typer.Option(help="Posterior samples.", min=2)] = 16,
+    omega: Annotated[float, typer.Option(help="Guidance weight.", min=0)] = 1.0,
+    norm: Annotated[Norm, typer.Option(help="Residual norm of each particle, or of all.")] = Norm.per_particle,
+    window: Annotated[str, typer.Option(help="Share of the steps in which lines are chosen.")] = "0.02,0.6",
+    score: Annotated[str, typer.Option(help=f"What the next line maximises: {', '.join(SCORES)}.")] = "kl",
+    sigma: Annotated[float, typer.Option(help="Belief width.", min=1e-9)] = 1.0,
+    stop: Annotated[
+        float | None, typer.Option(help="Stop when the predicted NMSE falls below this; sampler exact.", min=0)
+    ] = None,
+    gif: Annotated[bool, typer.Option(help="Also write scan.gif.")] = False,
+    seed: SeedOption = 0,
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Scan one subject adaptively: choose, acquire and reconstruct, with the posterior on the screen and in files.
+
+    Example: szilard mri acquire volume.h5 --prior priors/knee --slice 17 --budget 32 --out runs/scan
+    """
+    _folder(out)
+    if stop is not None and sampler is not Sampler.exact:
+        raise InputError("--stop: needs --sampler exact: particles under way predict far too small an error")
+    target = resolve_device(device, torch.cuda.is_available())
+    loaded = load_prior(prior, target)
+    scan = open_scan(file, loaded, kind=kind, number=number, scale=scale, initial=initial, device=target)
+    if scan.warning:
+        print(f"warning: {file}: {scan.warning}", file=sys.stderr)
+    given = {
+        "sampler": sampler.value,
+        "steps": steps or (40 if isinstance(loaded, GaussianMixturePrior) else 1000),
+        "particles": particles,
+        "omega": omega,
+        "guidance_norm": norm.value,
+        "window": _window(window),
+        "score": _score(score),
+        "sigma": sigma,
+        "hard_consistency": True,
+    }
+    settings = from_options(Sampling, given, "acquire")
+    held, reachable = int(scan.initial.sum()), int(scan.scanner.available.sum())
+    lines = budget or min(max(scan.operator.actions // 4, held), reachable)
+    if not held <= lines <= reachable:
+        raise InputError(f"--budget {lines}: must be between {held} (initial) and {reachable} (all that was recorded)")
+    ads = ADS(
+        loaded, scan.operator, settings, stop=None if stop is None else _stop(stop, loaded, scan, settings, lines)
+    )
+    snapshots: list[Snapshot] = []
+    started = time.perf_counter()
+    with _bar() as bar:
+        task = bar.add_task("scan", total=1.0, said="")
+
+        def look(step: Step) -> None:
+            taken = int(step.mask.sum())
+            said = f"{taken} of {lines} lines, residual {float(step.residual.mean()):.3g}"
+            bar.update(task, completed=(step.step + 1) / step.steps, said=said)
+            if gif and (not snapshots or taken > int(snapshots[-1].mask.sum()) or step.step + 1 == step.steps):
+                seen = display(step.x0[0]).cpu()
+                snapshots.append(Snapshot(seen.mean(0), seen.std(0), step.mask[0].cpu().clone()))  # it grows
+
+        luck = [torch.Generator(target).manual_seed(stream(seed, "particles"))]
+        outcome = ads.run(scan.scanner, scan.initial, lines, luck, look)
+    found = dataset(
+        scan.target, outcome, first=number, seconds=time.perf_counter() - started, recorded=1, particles=True
+    )
+    record = provenance(torch.device(target)) | {"file": str(file), "scale": scan.scale}
+    record["settings"] = settings.model_dump_json()
+    write_scan(out, found.assign_attrs({k: str(v) for k, v in record.items()}), scan, snapshots)
+    print_scan(found, scan)
+    print(out / "scan.png")
+
+
+def _stop(target: float, prior: Prior, scan: Scan, settings: Sampling, budget: int) -> Stop:
+    """The stop rule, calibrated on images drawn from the prior; real images are less predictable than those."""
+    assert isinstance(prior, GaussianMixturePrior)
+    device = scan.initial.device
+    luck = [torch.Generator(device).manual_seed(stream(i, "calibration")) for i in range(64)]
+    ads, initial = ADS(prior, scan.operator, settings), scan.initial.repeat(len(luck), 1)
+    predicted, true = errors_on_the_way(ads, prior.draw(len(luck), luck[0]), initial, budget, luck)
+    return Stop(target, (true.mean(0) / predicted.mean(0)).tolist())
+
+
+def _score(name: str) -> Score:
+    if name not in SCORES:
+        raise InputError(f"--score {name}: must be one of {', '.join(SCORES)}")
+    return name
+
+
+def _window(text: str) -> tuple[float, float]:
+    try:
+        start, end = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--window {text}: must be two numbers separated by a comma, such as 0.02,0.6") from None
+    return start, end
+
+
+@app.command()
+def compare(
+    images: ImagesArgument,
+    prior: Annotated[
+        Path | None, typer.Option("--prior", help="Folder of a prior; a mixture is fitted if none.")
+    ] = None,
+    budgets: Annotated[str, typer.Option(help="Actions, the initial ones included.")] = "8",
+    methods: Annotated[
+        str | None, typer.Option(help="What is compared; szilard schema mri lists all.  [default: ADS and fixed masks]")
+    ] = None,
+    subjects: Annotated[int, typer.Option(help="Test images.", min=2)] = 16,
+    size: Annotated[int, typer.Option(help="Rows and columns of simulated images.", min=8, max=1024)] = 32,
+    data: Annotated[Path | None, typer.Option(help="Folder of mnist or fastmri.")] = None,
+    steps: Annotated[int, typer.Option(help="Diffusion steps.", min=1)] = 40,
+    particles: Annotated[int, typer.Option(help="Posterior samples.", min=2)] = 8,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/mri_compare"),
+    device: DeviceOption = Device.auto,
+) -> None:
+    """Compare masks on images of one kind, with the same posterior sampling: a study made from a few options.
+
+    Example: szilard mri compare adaptivity --budgets 3,4,6 --methods ads,fastmri,greedy_fixed --out runs/compare
+    """
+    study = compare_masks(
+        _images(images, size, None, data),
+        _numbers("--budgets", budgets),
+        None if methods is None else methods.split(","),
+        prior=prior,
+        subjects=subjects,
+        sampling=from_options(Sampling, {"steps": steps, "particles": particles, "window": (0.02, 0.6)}, "compare"),
+    )
+    print_summary(study.run(out, device=device), MRIStudy.headline)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{name} {text}: must be whole numbers separated by commas, such as 4,8") from None
+
+
+@app.command("export-masks")
+def export_masks(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished study.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    scenario: Annotated[str | None, typer.Option(help="Of the study; all with k-space lines if none.")] = None,
+    method: Annotated[str, typer.Option(help=f"Whose masks, such as {', '.join(ADAPTIVE[:2])}.")] = "ads",
+) -> None:
+    """Write masks of a study as CSV and BART cfl: every subject's, and the population's most frequent lines.
+
+    Example: szilard mri export-masks runs/mri_quick --scenario lines_atlas --out masks
+    """
+    _folder(out)
+    written = export_all(directory, out, scenario=scenario, method=method)
+    print(f"{written} masks of {NAMES.get(method, method)}")
+    print(out)
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A file of k-space or images, or the folder of a prior.")],
+    kind: KindOption = None,
+) -> None:
+    """Say what a file or a prior holds: format, shape, coils, which lines were acquired, and the scale.
+
+    Example: szilard mri info file1000007.h5
+    """
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in describe(path, kind).items():
+        table.add_row(name, escape(str(value)))
+    Console(highlight=False).print(table)

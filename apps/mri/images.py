@@ -1,0 +1,159 @@
+"""Which images a study is about: what the prior is trained on, and the subjects that it is tested on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from core.errors import InputError
+from core.study import Config
+from simulators.mri import readers
+from simulators.mri.adaptivity import Adaptivity
+from simulators.mri.atlas import Atlas
+from simulators.mri.digits import Digits
+from simulators.mri.knee import Knee
+from simulators.mri.mnist import read_mnist
+from simulators.mri.phantom2d import Phantom2D
+
+_HELD_OUT = 5
+"""Of one file for both parts, every so many images are test images and the others training images."""
+_WORLDS = {"atlas": Atlas, "adaptivity": Adaptivity, "knee": Knee, "phantom2d": Phantom2D}
+
+
+class Images(Config):
+    """A kind of images, with its training part and its test part."""
+
+    kind: Literal["digits", "atlas", "adaptivity", "knee", "phantom2d", "mnist", "fastmri", "files"]
+    """``digits`` of scikit-learn; simulated ``atlas``, ``adaptivity``, ``knee`` and ``phantom2d``; ``mnist`` and
+    ``fastmri`` from folders, and ``files`` of one's own."""
+    size: int = Field(default=32, ge=8, le=1024)
+    """Rows and columns of simulated and fastMRI images; digits have 8 and MNIST 32."""
+    train: int | None = Field(default=None, ge=1)
+    """Training images; all there are, or 3000 simulated ones, if null."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Of simulated training images."""
+    test_seed: int = Field(default=1, ge=0, lt=2**32)
+    """Of simulated test images."""
+    stride: int = Field(default=1, ge=1)
+    """Of the test images of a data set, every so many are used."""
+    data: Path | None = None
+    """Folder of ``mnist`` or ``fastmri``; $SZILARD_DATA/mnist or $SZILARD_DATA/fastmri if null."""
+    train_path: Path = Path("knee_singlecoil_train")
+    """``fastmri``: folder of training volumes in ``data``. ``files``: file with training images; if it is the test
+    file too, every fifth image is a test image."""
+    test_path: Path = Path("knee_singlecoil_val")
+    """``fastmri``: folder of test volumes in ``data``. ``files``: file with test images."""
+    test_split: str | None = "knee_test"
+    """``fastmri``: packaged list, or file, of the test volumes' names; all in the folder if null."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether these images need no files of the user."""
+        return self.kind in _WORLDS or self.kind == "digits"
+
+    @property
+    def missing(self) -> str:
+        """Why these images cannot be had here; empty where they can."""
+        if self.generated:
+            return ""
+        paths = [self.train_path, self.test_path] if self.kind == "files" else [self.folder]
+        absent = [path for path in paths if path is None or not path.exists()]
+        if not absent:
+            return ""
+        if absent[0] is None:
+            return f"{self.kind}: no folder given: set images.data or $SZILARD_DATA"
+        return f"{self.kind}: {absent[0]} does not exist"
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the data set lies."""
+        if self.data is not None:
+            return self.data
+        root = os.environ.get("SZILARD_DATA")
+        return Path(root) / self.kind if root else None
+
+    def smoke(self) -> Images:
+        """Simulated images of the same shape, where these are a data set."""
+        if self.generated:
+            return self
+        if self.kind == "mnist":
+            return Images(kind="digits", size=32, train=64)
+        return Images(kind="knee", size=self.size, train=64)
+
+    def training(self) -> Tensor:
+        """The training images (N, C, H, W), float32.
+
+        Raises:
+            InputError: files that are absent or not what they should be.
+        """
+        if self.kind in _WORLDS:
+            return self._world().sample(self.train or 3000, self.seed)
+        images = self._training()
+        return images[: self.train] if self.train else images
+
+    def test(self, first: int, count: int) -> Tensor:
+        """``count`` test images (count, C, H, W), float32, from number ``first`` on.
+
+        Raises:
+            InputError: fewer than that, or files that are absent or not what they should be.
+        """
+        if self.kind in _WORLDS:
+            return self._world().sample(count, self.test_seed, first)
+        if self.kind == "fastmri":
+            return self._fastmri_test(first, count)
+        if self.kind == "files":
+            images = _read(self.test_path)
+            images = images[::_HELD_OUT] if self.test_path == self.train_path else images
+        else:
+            images = _fit(Digits().test(), self.size) if self.kind == "digits" else read_mnist(self._data(), "test")
+        images = images[:: self.stride]
+        if first + count > len(images):
+            raise InputError(f"subjects: {first} to {first + count - 1}, but there are {len(images)} test images")
+        return images[first : first + count]
+
+    def _world(self) -> Atlas | Adaptivity | Knee | Phantom2D:
+        return _WORLDS[self.kind](size=self.size)
+
+    def _training(self) -> Tensor:
+        if self.kind == "digits":
+            return _fit(Digits().train(), self.size)
+        if self.kind == "mnist":
+            return read_mnist(self._data(), "train")
+        if self.kind == "files":
+            images = _read(self.train_path)
+            held_out = torch.arange(len(images)) % _HELD_OUT == 0
+            return images[~held_out] if self.test_path == self.train_path else images
+        pairs = readers.fastmri_slices(self._data() / self.train_path, challenge="singlecoil", with_rss=True)
+        volumes = sorted({path for path, _ in pairs})
+        return torch.cat([readers.training_images(readers.read_fastmri(path), self.size) for path in volumes])
+
+    def _fastmri_test(self, first: int, count: int) -> Tensor:
+        folder = self._data() / self.test_path
+        pairs = readers.fastmri_slices(folder, self.test_split, challenge="singlecoil", with_rss=True)[:: self.stride]
+        if first + count > len(pairs):
+            raise InputError(f"subjects: {first} to {first + count - 1}, but {folder} has {len(pairs)} test slices")
+        wanted = pairs[first : first + count]
+        return torch.cat([readers.training_images(readers.read_fastmri(p, i), self.size) for p, i in wanted])
+
+    def _data(self) -> Path:
+        if self.folder is None or not self.folder.is_dir():
+            raise InputError(self.missing)
+        return self.folder
+
+
+def _fit(images: Tensor, size: int) -> Tensor:
+    """Digits at another size than 8, bilinearly."""
+    if size == images.shape[-1]:
+        return images
+    return interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+
+
+def _read(path: Path) -> Tensor:
+    found = readers.read(path, None if path.name.endswith((".h5", ".hdf5", ".mrd")) else "image")
+    return found.require_full().image() if isinstance(found, readers.KSpace) else found

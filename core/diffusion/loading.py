@@ -1,0 +1,28 @@
+"""A stored prior, of whichever kind it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from core import files
+from core.diffusion.diffusers_prior import DiffusersPrior
+from core.diffusion.mixture import GaussianMixturePrior
+from core.diffusion.prior import Prior
+from core.diffusion.unet import NetworkPrior
+
+
+def load_prior(directory: str | Path, device: torch.device | str = "cpu") -> Prior:
+    """The prior in a folder: a mixture, the reference U-Net, or a directory of diffusers.
+
+    Raises:
+        InputError: no prior there, or files that are damaged or do not fit each other.
+        MissingExtra: a diffusers directory, and diffusers is not installed.
+    """
+    folder = Path(directory)
+    if (folder / "unet").is_dir() or (folder / "config.json").is_file():
+        return DiffusersPrior.load(folder).to(device)
+    if "network" in files.read_json(folder / "prior.json"):
+        return NetworkPrior.load(folder).to(device)
+    return GaussianMixturePrior.load(folder).to(device)
