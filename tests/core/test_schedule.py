@@ -14,7 +14,11 @@ BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)  # Ho et al. 2020,
 ALPHAS = (1 - BETAS).cumprod(0)
 
 
-@pytest.mark.parametrize("schedule", [CosineAngle(), CosineAngle(0.999, 0.001), DiscreteSchedule(ALPHAS)], ids=lambda schedule: type(schedule).__name__)
+@pytest.mark.parametrize(
+    "schedule",
+    [CosineAngle(), CosineAngle(0.999, 0.001), DiscreteSchedule(ALPHAS)],
+    ids=lambda schedule: type(schedule).__name__,
+)
 def test_variance_is_preserved_and_the_signal_falls(schedule):
     tau = torch.linspace(0, 1, 1001, dtype=torch.float64)
     signal, noise = schedule.rates(tau)
