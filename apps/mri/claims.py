@@ -114,6 +114,8 @@ def _random(evidence: Evidence) -> list[tuple[str, Interval]]:
 
 def _data_variance(evidence: Evidence) -> list[tuple[str, Interval]]:
     scenarios = evidence.scenarios("pixels")
+    if len({len(evidence.metrics[s, "ads"]["mae"]) for s in scenarios}) > 1:
+        raise KeyError("the same number of subjects in every scenario of pixels")
     gains = np.mean([evidence.gain(s, "data_variance", "mae") for s in scenarios], axis=0)
     return [(f"MAE, mean of {len(scenarios)} budgets for each image", _difference(gains))]
 

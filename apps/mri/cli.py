@@ -93,12 +93,12 @@ ImagesArgument = Annotated[
 ]
 
 
-def _images(name: str, size: int, train: int | None, data: Path | None = None) -> Images:
+def _images(name: str, size: int | None, train: int | None, data: Path | None = None) -> Images:
     """The images that a name or a path means."""
     kinds = get_args(Images.model_fields["kind"].annotation)
     if name in kinds and name != "files":
-        size = 8 if name == "digits" and size == 32 else size
-        images = Images(kind=name, size=size, train=train, data=data)  # type: ignore[arg-type]
+        usual = 8 if name == "digits" else 32
+        images = Images(kind=name, size=size or usual, train=train, data=data)  # type: ignore[arg-type]
         if images.missing:
             raise InputError(images.missing.replace("set images.data", "give --data"))
         return images
@@ -131,7 +131,9 @@ def train_prior(
     images: ImagesArgument,
     out: Annotated[Path, typer.Option(help="Folder of the prior.")],
     kind: Annotated[Network, typer.Option(help="Gaussian mixture (seconds), or the reference U-Net.")] = Network.gmm,
-    size: Annotated[int, typer.Option(help="Rows and columns of simulated images.", min=8, max=1024)] = 32,
+    size: Annotated[
+        int | None, typer.Option(help="Rows and columns.  [default: 32; digits: 8]", min=8, max=1024)
+    ] = None,
     count: Annotated[int | None, typer.Option(help="Training images; all there are, or 3000.", min=1)] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of mnist or fastmri.")] = None,
     components: Annotated[int, typer.Option(help="Mixture: clusters.", min=1)] = 32,
@@ -306,7 +308,9 @@ def compare(
         str | None, typer.Option(help="What is compared; szilard schema mri lists all.  [default: ADS and fixed masks]")
     ] = None,
     subjects: Annotated[int, typer.Option(help="Test images.", min=2)] = 16,
-    size: Annotated[int, typer.Option(help="Rows and columns of simulated images.", min=8, max=1024)] = 32,
+    size: Annotated[
+        int | None, typer.Option(help="Rows and columns.  [default: 32; digits: 8]", min=8, max=1024)
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of mnist or fastmri.")] = None,
     steps: Annotated[int, typer.Option(help="Diffusion steps.", min=1)] = 40,
     particles: Annotated[int, typer.Option(help="Posterior samples.", min=2)] = 8,

@@ -58,6 +58,14 @@ class Images(Config):
         return self.kind in _WORLDS or self.kind == "digits"
 
     @property
+    def shape(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of an image; None where only the files know."""
+        if self.kind == "files":
+            return None
+        size = 32 if self.kind == "mnist" else self.size
+        return (1 if self.kind in ("digits", "mnist") else 2, size, size)
+
+    @property
     def missing(self) -> str:
         """Why these images cannot be had here; empty where they can."""
         if self.generated:

@@ -118,7 +118,13 @@ class Comparison(Problem):
         return self
 
     def _measurable(self) -> None:
-        """Refuse methods that the measurement has no place for."""
+        """Refuse what the measurement has no place for."""
+        if (shape := self.images.shape) is not None:
+            self.measurement(shape)
+            if self.region is not None:
+                self.region.weights(shape)
+        if not 0 <= self.sampling.window[0] < self.sampling.window[1] <= 1:
+            raise InputError(f"{self.name}: sampling.window: {self.sampling.window}, must be 0 <= from < to <= 1")
         chosen = set(self.methods)
         masks = {*chosen, self.reference_mask} if chosen & {*RECONSTRUCTIONS, "pg"} else chosen
         if self.operator in ("pixels", "columns") and (centred := masks & set(CENTRED)):
@@ -158,7 +164,7 @@ class Comparison(Problem):
         settings = {
             "images": self.images.smoke(),
             "prior": prior,
-            "sampling": self.sampling.model_copy(update={"steps": 20, "particles": min(self.sampling.particles, 4)}),
+            "sampling": self.sampling.model_copy(update={"steps": 20, "particles": min(self.sampling.particles, 2)}),
             "subjects": Subjects(count=2, at_once=1, per_run=2, record=2),
             "search": None if self.search is None else MixtureSettings(components=4, rank=4),
             "search_images": 8,

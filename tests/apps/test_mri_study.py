@@ -424,6 +424,9 @@ def test_no_images_at_all_are_refused_with_a_way_out(study, monkeypatch):
         ("scenarios.0.subjects.count=1", "greater than or equal to 2"),
         ("claims=[ads_wins]", "ads_beats_random_pixels"),
         ("seeds=0", "greater than or equal to 1"),
+        ("scenarios.0.budget=65", "budget 65, must be at most the 64 actions"),
+        ("scenarios.0.operator=kspace_lines", "k-space needs two channels"),
+        ("scenarios.0.sampling.window=[0.5, 0.5]", "must be 0 <= from < to <= 1"),
     ],
 )
 def test_an_impossible_config_is_refused_in_one_line(study, override, said):
@@ -436,10 +439,7 @@ def test_an_impossible_config_is_refused_in_one_line(study, override, said):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("scenarios.0.budget=65", "budget 65, must be at most the 64 actions"),
         ("scenarios.0.subjects.first=295", "subjects: 295 to 300, but there are 297 test images"),
-        ("scenarios.0.operator=kspace_lines", "k-space needs two channels"),
-        ("scenarios.0.sampling.window=[0.5, 0.5]", "window: steps 5 to 5"),
         ("scenarios.0.prior.components=201", "components: 201, must be between 1 and the number of images, 200"),
     ],
 )
@@ -451,6 +451,14 @@ def test_what_only_the_data_can_tell_fails_its_runs_in_one_line_each(study, tmp_
     failed = [line for line in rest if said in line]
     assert first == f"{len(rest)} of 2 runs failed"
     assert len(failed) == len(rest)
+
+
+def test_a_claim_over_unequal_subjects_is_not_decided():
+    metrics = {("pixels_B8", m): {"mae": np.ones(4)} for m in ("ads", "data_variance")}
+    metrics |= {("pixels_B9", m): {"mae": np.ones(6)} for m in ("ads", "data_variance")}
+    (claim,) = decide(Evidence(metrics, {}), ("ads_beats_data_variance_pixels",))
+    assert claim.holds is None
+    assert "same number of subjects" in claim.reason
 
 
 SMOKE = [name for name, _ in configs("mri") if name.startswith("paper")]

@@ -40,6 +40,8 @@ def read(path: str | Path, kind: str | None = None) -> KSpace | Tensor:
             have; and all that the reader of the format refuses.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, not a file")
     if kind is not None and kind not in KINDS:
         raise InputError(f"kind {kind}: must be one of {', '.join(KINDS)}")
     name = path.name.lower()
