@@ -143,7 +143,7 @@ class Study(Config):
             study=self.study,
             config_hash=self.hash,
             version=version(),
-            seconds=round(seconds, 1),
+            seconds=round(seconds, 3),
             claims=analysis.claims,
             table=analysis.table,
             out=store.root,
