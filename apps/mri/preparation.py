@@ -30,7 +30,7 @@ from simulators.mri.scanner import Scanner
 
 WEIGHTS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Regularisation weights among which compressed sensing is tuned."""
-PENALTIES: dict[str, Penalty] = {"wavelet": Wavelet(), "tv": TotalVariation()}
+PENALTIES: dict[str, Callable[[], Penalty]] = {"wavelet": Wavelet, "tv": TotalVariation}
 
 
 class TunedWeight(Product):
@@ -62,7 +62,7 @@ class TunedWeight(Product):
 
     def method(self, operator: Operator) -> CompressedSensing:
         """With the default weight."""
-        return CompressedSensing(operator, PENALTIES[self.penalty])
+        return CompressedSensing(operator, PENALTIES[self.penalty]())
 
     def load(self, operator: Operator, context: Context) -> CompressedSensing:
         """With the tuned weight."""

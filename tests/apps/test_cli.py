@@ -51,6 +51,26 @@ def szilard(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     return call
 
 
+@pytest.mark.parametrize("app", list(apps.cli.APPS))
+def test_help_and_schema_of_an_application_need_none_of_its_extras(app: str) -> None:
+    absent = [
+        "sklearn",
+        "fastmri",
+        "torchvision",
+        "diffusers",
+        "ismrmrd",
+        "nibabel",
+        "nilearn",
+        "skimage",
+        "pywt",
+        "ray",
+    ]
+    code = f"import sys\nsys.modules |= dict.fromkeys({absent})\nfrom apps.cli import main\nmain()"
+    for arguments in (["schema", app], [app, "--help"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"]])
 def test_help_version_and_list_import_nothing_heavy(arguments: list[str]) -> None:
     heavy = {"torch", "numpy", "xarray", "matplotlib", "core.study"}
