@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 from typer.main import get_group
 
 from core.configs import configs
@@ -136,7 +137,12 @@ def _installed(package: str) -> bool:
 def main() -> None:
     """Run the command; a mistake of the user is told in one line with exit code 2, a failed study exits with 1."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
+    except TyperException as error:
+        # A command without arguments has printed its help instead of a message.
+        if message := " ".join(error.format_message().split()):
+            print(f"szilard: error: {message.rstrip('.')}; see --help", file=sys.stderr)
+        sys.exit(error.exit_code)
     except (InputError, MissingExtra) as error:
         print(f"szilard: error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -21,7 +21,7 @@ CONFIG = "study: toy\nseeds: 1\n"
 def szilard(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path):
     """The command with a toy application: arguments to exit code, stdout, stderr."""
     toy = types.ModuleType("apps.toy.cli")
-    toy.app = typer.Typer(help="A toy.")  # type: ignore[attr-defined]
+    toy.app = typer.Typer(no_args_is_help=True, help="A toy.")  # type: ignore[attr-defined]
     add_study_commands(toy.app, ToyStudy)  # type: ignore[attr-defined]
 
     @toy.app.command()  # type: ignore[attr-defined]
@@ -69,6 +69,31 @@ def test_help_and_schema_of_an_application_need_none_of_its_extras(app: str) -> 
     for arguments in (["schema", app], [app, "--help"]):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["bogus"], "bogus"),
+        (["toy", "bogus"], "bogus"),
+        (["toy", "run"], "config"),
+        (["toy", "run", "toy.yaml", "--bogus"], "--bogus"),
+        (["toy", "run", "toy.yaml", "--device", "xpu"], "--device"),
+        (["toy", "run", "toy.yaml", "--workers", "few"], "--workers"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_told_in_one_line(szilard, arguments: list[str], named: str) -> None:
+    code, out, err = szilard(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("szilard: error: ")
+    assert len(err.splitlines()) == 1
+    assert named in err
+
+
+def test_without_arguments_help_is_all_that_is_printed(szilard) -> None:
+    code, out, err = szilard("toy")
+    assert "report" in out
+    assert (code, err) == (2, "")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["list"]])
