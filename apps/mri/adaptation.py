@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,15 +30,19 @@ def adapt(
     how: Adaptation,
     training: Training,
     device: torch.device | str = "cpu",
+    *,
+    checkpoint: Path | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> NetworkPrior | DiffusersPrior:
     """The prior adapted to ``winners`` (N, C, H, W), such as fully sampled scans of one's own site.
 
     ``finetune`` trains on the winners as before; ``seppo`` is self-play preference optimisation (Zhang et al. 2024).
-    Plain fine-tuning was the stronger of the two wherever it was measured here: report both.
+    Plain fine-tuning was the stronger of the two wherever it was measured here: report both. Killed, either goes on
+    from the file ``checkpoint``.
 
     Raises:
-        InputError: the prior is a mixture, which is fitted anew in seconds, or images of another shape.
+        InputError: the prior is a mixture, which is fitted anew in seconds, images of another shape, or a checkpoint
+            of another adaptation.
         TrainingDiverged: a loss is not finite.
     """
     if not isinstance(prior, NetworkPrior | DiffusersPrior):
@@ -50,4 +55,5 @@ def adapt(
         seed=training.seed,
     )
     aligned = DiffusionPreference(prior, settings, device=device)
-    return aligned.finetune(winners) if how is Adaptation.finetune else aligned.fit(winners, progress=progress)
+    learn = aligned.finetune if how is Adaptation.finetune else aligned.fit
+    return learn(winners, checkpoint=checkpoint, progress=progress)

@@ -164,7 +164,7 @@ def train_prior(
     target = resolve_device(device, torch.cuda.is_available())
     pictures = _images(images, size, count, data).training()
     given = {"steps": steps, "batch": min(batch, len(pictures)), "learning_rate": learning_rate, "seed": seed}
-    training = from_options(Training, given, "train-prior")
+    training, state = from_options(Training, given, "train-prior"), out / "checkpoint"
     with _bar() as bar:
         task = bar.add_task(f"{len(pictures)} images", total=1.0, said="")
 
@@ -173,14 +173,15 @@ def train_prior(
 
         try:
             if start is not None:
-                trained: Any = adapt(load_prior(start), pictures, adaptation, training, target, progress)
+                old = load_prior(start)
+                trained: Any = adapt(old, pictures, adaptation, training, target, checkpoint=state, progress=progress)
             else:
                 settings: MixtureSettings | NetworkSettings = (
                     MixtureSettings(components=components, rank=rank, seed=seed)
                     if kind == "gmm"
                     else NetworkSettings(kind="unet", widths=levels, block_depth=depth, training=training)
                 )
-                trained = fit_prior(settings, pictures, target, checkpoint=out / "checkpoint", progress=progress)
+                trained = fit_prior(settings, pictures, target, checkpoint=state, progress=progress)
         except TrainingDiverged as error:
             raise StudyError(str(error)) from error
         bar.update(task, completed=1.0)

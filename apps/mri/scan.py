@@ -44,6 +44,7 @@ class Scan:
         initial: ``(1, A)`` actions held from the start.
         target: ``(1, C, H, W)`` the true image, or ``(1, 1, H, W)`` its magnitude; None where it is not known.
         scale: factor by which the file's numbers were multiplied.
+        size: rows and columns in the file; where they are not the operator's, k-space was cropped or padded.
         warning: what a careful user should know; empty if nothing.
     """
 
@@ -52,6 +53,7 @@ class Scan:
     initial: Tensor
     target: Tensor | None
     scale: float
+    size: tuple[int, int]
     warning: str = ""
 
 
@@ -94,20 +96,21 @@ def open_scan(
         return _from_kspace(found, number, prior, scale, initial, str(path), device)
     image = found[number : number + 1]
     _not_empty(image, number, path)
+    size = (int(image.shape[2]), int(image.shape[3]))
     if image.shape[1] == 2 and prior.shape[0] == 1:
         raise InputError(f"{path}: complex images, but the prior is of real ones")
     if prior.shape[0] == 1:
         if tuple(image.shape[1:]) != tuple(prior.shape):
             raise InputError(f"{path}: images of shape {tuple(image.shape[1:])}, but the prior's are {prior.shape}")
         factor = 1.0 if scale is None else scale
-        return _simulated(Pixels(prior.shape), factor * image, prior, factor, initial, device)
+        return _simulated(Pixels(prior.shape), factor * image, prior, factor, size, initial, device)
     complex_image = to_complex(image) if image.shape[1] == 2 else image[:, 0].to(torch.complex64)
     fitted = to_channels(ifft2c(fit_kspace(fft2c(complex_image), prior.shape[1:])))
     operator = KSpaceLines(prior.shape)
     factor = _factor(
         scale, operator.forward(fitted.to(device)), _central(operator, initial).to(device), operator, prior
     )
-    return _simulated(operator, factor * fitted, prior, factor, initial, device)
+    return _simulated(operator, factor * fitted, prior, factor, size, initial, device)
 
 
 def _from_kspace(
@@ -143,7 +146,7 @@ def _from_kspace(
     factor = _factor(scale, components, start.to(device), operator, prior)
     scanner = RecordedScanner(operator, factor * components, available[None].to(device))
     truth = None if target is None else (factor * target).to(device)
-    return Scan(scanner, operator, start[None].to(device), truth, factor, _warning(factor * image, prior))
+    return Scan(scanner, operator, start[None].to(device), truth, factor, found.size, _warning(factor * image, prior))
 
 
 def _whole_lines(fitted: KSpace, number: int, path: str) -> Tensor:
@@ -164,12 +167,18 @@ def _whole_lines(fitted: KSpace, number: int, path: str) -> Tensor:
 
 
 def _simulated(
-    operator: Operator, target: Tensor, prior: Prior, factor: float, initial: int | None, device: torch.device | str
+    operator: Operator,
+    target: Tensor,
+    prior: Prior,
+    factor: float,
+    size: tuple[int, int],
+    initial: int | None,
+    device: torch.device | str,
 ) -> Scan:
     target = target.to(device)
     start = _central(operator, initial)
     scanner = Scanner(operator, target)
-    return Scan(scanner, operator, start[None].to(device), target, factor, _warning(target, prior))
+    return Scan(scanner, operator, start[None].to(device), target, factor, size, _warning(target, prior))
 
 
 def _central(operator: Operator, initial: int | None, coils: int = 1) -> Tensor:

@@ -39,6 +39,8 @@ def write_scan(out: Path, found: xr.Dataset, scan: Scan, snapshots: Sequence[Sna
 def print_scan(found: xr.Dataset, scan: Scan) -> None:
     """Say on the terminal what was acquired and, where the truth is known, how good the image is."""
     table = Table(box=None, show_header=False, pad_edge=False)
+    if scan.size != (grid := tuple(scan.operator.shape[1:])):
+        table.add_row("k-space", "{} x {}, cropped or padded to {} x {}".format(*scan.size, *grid))
     taken, width = int(found.actions[0]), scan.operator.actions
     table.add_row("acquired", f"{taken} of {width} ({width / taken:.2f}-fold acceleration)")
     order = [int(line) for line in found.acq_order.values[0] if line >= 0]

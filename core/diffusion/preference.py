@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Generic, Literal, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -13,9 +14,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.diffusion.prior import Prior
-from core.diffusion.training import REPORT, Training, diffuse, draw, seed_all, train
+from core.diffusion.training import (
+    REPORT,
+    Training,
+    diffuse,
+    draw,
+    fingerprint,
+    read_state,
+    seed_all,
+    train,
+    under,
+    write_state,
+)
+from core.diffusion.unet import load_weights
 from core.errors import InputError
 from core.rl.algorithm import TrainingDiverged
+from core.rl.checkpoint import load_optimizer, optimizer_tensors, read_tensors
 from core.seeds import stream
 from core.study.config import Config
 
@@ -81,53 +95,68 @@ class DiffusionPreference(Generic[P]):
         self.history: list[dict[str, float]] = []
 
     def fit(
-        self, winners: Tensor, losers: Tensor | None = None, *, progress: Callable[[float, str], None] | None = None
+        self,
+        winners: Tensor,
+        losers: Tensor | None = None,
+        *,
+        checkpoint: Path | None = None,
+        progress: Callable[[float, str], None] | None = None,
     ) -> P:
         """The aligned prior, in evaluation mode.
+
+        Everything random in an update follows from the seed and its number, so an alignment that was killed goes on
+        from its last refresh to the same weights.
 
         Args:
             winners: preferred images (N, C, H, W).
             losers: (N, C, H, W), the i-th of which lost against the i-th winner; for ``dpo``, and only for it.
+            checkpoint: file of the exact state (safetensors), replaced at each refresh; a finished one is only read.
+                References that may still be drawn lie beside it, in ``<checkpoint>.<update>``.
             progress: called with the share that is done and a message.
 
         Raises:
-            InputError: images of another shape, or losers that are lacking or not wanted.
+            InputError: images of another shape, losers that are lacking or not wanted, or a checkpoint of another
+                training.
             TrainingDiverged: a loss is not finite.
         """
         settings, device = self.settings, self.device
         winners, pool = self._accept(winners, losers)
-        model = copy.deepcopy(self.initial).requires_grad_(True)
-        reference = copy.deepcopy(self.initial)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-        checkpoints: list[dict[str, Tensor]] = []
+        run = _Alignment(self.initial, settings, {"winners": len(winners)})
         self.history = []
-        record = torch.zeros(2, settings.updates, device=device)
+        if checkpoint is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            if checkpoint.exists():
+                run.restore(checkpoint)
+                for updates in range(1, run.update + 1):
+                    self._report(run.record, updates, None)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for update in range(settings.updates):
+            for update in range(run.update, settings.updates):
+                if update % settings.refresh == 0 and checkpoint is not None:
+                    run.save(checkpoint)
                 seed_all(device, stream(settings.seed, f"update {update}"))
                 if update % settings.refresh == 0:
-                    self._refresh(model, reference, checkpoints)
+                    run.refresh()
                     if settings.mode != "dpo":
-                        pool = self._samples(reference, update)
+                        pool = self._samples(run.reference, update)
                 won = torch.randint(len(winners), (settings.batch,), device=device)
                 lost = won if settings.mode == "dpo" else torch.randint(len(pool), (settings.batch,), device=device)
-                tau, eps = draw(model, winners[won])
-                pair = winners[won], pool[lost]
-                anchor = settings.mode == "seppo"
-                loss, sign = preference_loss(model, reference, *pair, tau, eps, beta=settings.beta, anchor=anchor)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                record[:, update] = torch.stack((loss.detach(), (sign < 0).float().mean()))
-                if (update + 1) % REPORT == 0 or update + 1 == settings.updates:
-                    self._report(record, update + 1, progress)
-        return model.requires_grad_(False)
+                run.step(winners[won], pool[lost])
+                self._report(run.record, run.update, progress)
+        if checkpoint is not None:
+            run.save(checkpoint)
+        return run.model.requires_grad_(False)
 
-    def finetune(self, winners: Tensor) -> P:
-        """Plain training on the winners alone, with the same number of updates, batch and step size."""
+    def finetune(
+        self,
+        winners: Tensor,
+        *,
+        checkpoint: Path | None = None,
+        progress: Callable[[float, str], None] | None = None,
+    ) -> P:
+        """Plain training on the winners alone, with the same number of updates, batch and step size; see ``train``."""
         kept = self.settings.model_dump(include={"batch", "learning_rate", "weight_decay", "seed"})
         settings = Training(steps=self.settings.updates, ema=0.0, loss="mse", **kept)
-        return train(self.initial, winners, settings, device=self.device)
+        return train(self.initial, winners, settings, checkpoint=checkpoint, progress=progress, device=self.device)
 
     def _accept(self, winners: Tensor, losers: Tensor | None) -> tuple[Tensor, Tensor]:
         """Winners and pool of losers on the device; the pool is empty where the reference is to fill it."""
@@ -144,26 +173,86 @@ class DiffusionPreference(Generic[P]):
             raise InputError(f"losers of shape {tuple(losers.shape)}: the winners' is {tuple(winners.shape)}")
         return winners.to(self.device), pool.to(self.device)
 
-    def _refresh(self, model: Prior, reference: Prior, checkpoints: list[dict[str, Tensor]]) -> None:
-        """Take a checkpoint, forget those that cannot be chosen, and make one of the rest the reference."""
-        if self.settings.reference == "previous":
-            checkpoints.clear()
-        if self.settings.reference == "uniform" or not checkpoints:
-            checkpoints.append({name: value.detach().clone() for name, value in model.state_dict().items()})
-        reference.load_state_dict(checkpoints[int(torch.randint(len(checkpoints), ()))])
-
     def _samples(self, reference: Prior, update: int) -> Tensor:
         seed = stream(self.settings.seed, f"samples {update}")
         generator = torch.Generator(self.device).manual_seed(seed)
         return reference.sample(self.settings.samples, steps=self.settings.sampling_steps, generator=generator)
 
     def _report(self, record: Tensor, updates: int, progress: Callable[[float, str], None] | None) -> None:
+        """A line of the history, every so many updates and after the last."""
+        if updates % REPORT and updates < record.shape[1]:
+            return
         loss, flipped = record[:, (updates - 1) // REPORT * REPORT : updates].mean(1).tolist()
         if not math.isfinite(loss):
             raise TrainingDiverged(f"the preference loss is not finite after {updates} updates")
         self.history.append({"update": updates, "loss": loss, "flipped": flipped})
         if progress is not None:
             progress(updates / record.shape[1], f"update {updates} of {record.shape[1]}, loss {loss:.4f}")
+
+
+class _Alignment(Generic[P]):
+    """The state of one alignment: model, optimiser, the references it may be held against, and the record of its loss.
+
+    ``record`` (2, updates) has the loss and the share of pairs with s = -1.
+    """
+
+    def __init__(self, initial: P, settings: Preference, identity: dict[str, Any]) -> None:
+        self.settings = settings
+        self.identity = identity | settings.model_dump() | {"start": fingerprint(initial)}
+        self.model = copy.deepcopy(initial).requires_grad_(True)
+        self.reference = copy.deepcopy(initial)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.references: list[dict[str, Tensor]] = []
+        self.record = torch.zeros(2, settings.updates, device=next(self.model.parameters()).device)
+        self.update = 0
+
+    def refresh(self) -> None:
+        """Take a checkpoint, forget those that cannot be chosen, and make one of the rest the reference."""
+        if self.settings.reference == "previous":
+            self.references.clear()
+        if self.settings.reference == "uniform" or not self.references:
+            self.references.append({name: value.detach().clone() for name, value in self.model.state_dict().items()})
+        self.reference.load_state_dict(self.references[int(torch.randint(len(self.references), ()))])
+
+    def step(self, winners: Tensor, losers: Tensor) -> None:
+        """One step of the optimiser on pairs of images."""
+        tau, eps = draw(self.model, winners)
+        beta, anchor = self.settings.beta, self.settings.mode == "seppo"
+        loss, sign = preference_loss(self.model, self.reference, winners, losers, tau, eps, beta=beta, anchor=anchor)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.record[:, self.update] = torch.stack((loss.detach(), (sign < 0).float().mean()))
+        self.update += 1
+
+    def save(self, path: Path) -> None:
+        """Write the exact state before a refresh; the model is a reference from then on, in a file of its own."""
+        if not bool(self.record.isfinite().all()):
+            raise TrainingDiverged(f"the preference loss is not finite after {self.update} updates")
+        model = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        if self.settings.reference == "uniform":
+            write_state(_reference(path, self.update), model, {"training": self.identity})
+        tensors = model | optimizer_tensors(self.optimizer) | {"record": self.record[:, : self.update]}
+        write_state(path, tensors, {"training": self.identity})
+
+    def restore(self, path: Path) -> None:
+        """Read what ``save`` wrote."""
+        tensors, _ = read_state(path, self.identity)
+        load_weights(self.model, under("model.", tensors), str(path))
+        load_optimizer(self.optimizer, tensors)
+        self.update = tensors["record"].shape[1]
+        self.record[:, : self.update] = tensors["record"].to(self.record.device)
+        if self.settings.reference == "uniform":
+            saved = range(0, self.update, self.settings.refresh)
+            self.references = [under("model.", read_tensors(_reference(path, update))[0]) for update in saved]
+        elif self.settings.reference == "init" and self.update:
+            self.references = [self.reference.state_dict()]
+
+
+def _reference(path: Path, update: int) -> Path:
+    return path.with_name(f"{path.name}.{update:06d}")
 
 
 def preference_loss(

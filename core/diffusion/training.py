@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from core.diffusion.prior import Prior, broadcast
 from core.diffusion.unet import Precision, autocast, load_weights
 from core.errors import InputError
 from core.rl.algorithm import TrainingDiverged
-from core.rl.checkpoint import read_tensors
+from core.rl.checkpoint import load_optimizer, optimizer_tensors, read_tensors
 from core.seeds import stream
 from core.study.config import Config
 
@@ -154,7 +155,7 @@ class _Run(Generic[P]):
     ) -> None:
         self.settings, self.device, self.total = settings, device, total
         kept = settings.model_dump(exclude={"steps", "epochs", "checkpoint_every", "workers"})
-        self.identity = identity | {"steps": total} | kept
+        self.identity = identity | {"steps": total} | kept | {"start": fingerprint(prior)}
         self.model = copy.deepcopy(prior).to(device).requires_grad_(True).train()
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
@@ -202,14 +203,10 @@ class _Run(Generic[P]):
         self.check()
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors |= optimizer_tensors(self.optimizer)
         tensors["losses"] = self.losses[: self.step]
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        record = {"training": self.identity, "scaler": self.scaler.state_dict()}
-        metadata = {"state": json.dumps(record)}
-        files.write(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
-        means = ((at, chunk.mean()) for at, chunk in enumerate(tensors["losses"].split(REPORT)))
+        write_state(path, tensors, {"training": self.identity, "scaler": self.scaler.state_dict()})
+        means = ((at, chunk.mean()) for at, chunk in enumerate(tensors["losses"].cpu().split(REPORT)))
         lines = (
             json.dumps({"step": min((at + 1) * REPORT, self.step), "loss": round(float(loss), 6)}) for at, loss in means
         )
@@ -217,30 +214,52 @@ class _Run(Generic[P]):
 
     def restore(self, path: Path) -> None:
         """Read what ``save`` wrote."""
-        tensors, metadata = read_tensors(path)
-        if "state" not in metadata:
-            raise InputError(f"{path}: not a checkpoint of a training")
-        record = json.loads(metadata["state"])
-        for name, value in self.identity.items():
-            if record["training"].get(name) != value:
-                raise InputError(
-                    f"{path}: {name} {record['training'].get(name)!r}, but this training has {value!r}; "
-                    "remove the file to start anew"
-                )
-        load_weights(self.model, _under("model.", tensors), str(path))
-        load_weights(self.average, _under("average.", tensors), str(path))
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer.", tensors).items():
-            index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        tensors, record = read_state(path, self.identity)
+        load_weights(self.model, under("model.", tensors), str(path))
+        load_weights(self.average, under("average.", tensors), str(path))
+        load_optimizer(self.optimizer, tensors)
         if record["scaler"]:
             self.scaler.load_state_dict(record["scaler"])
         self.step = len(tensors["losses"])
         self.losses[: self.step] = tensors["losses"].to(self.device)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def fingerprint(prior: Prior) -> str:
+    """Digest of a prior's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in prior.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def write_state(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
+    """Write the state of a training, atomically: tensors, and in ``record["training"]`` whose state it is."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    metadata = {"state": json.dumps(record)}
+    files.write(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+
+
+def read_state(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and record that ``write_state`` wrote.
+
+    Raises:
+        InputError: no such file, or one of another training than ``identity`` says.
+    """
+    tensors, metadata = read_tensors(path)
+    if "state" not in metadata:
+        raise InputError(f"{path}: not a checkpoint of a training")
+    record = json.loads(metadata["state"])
+    for name, value in identity.items():
+        if record["training"].get(name) != value:
+            raise InputError(
+                f"{path}: {name} {record['training'].get(name)!r}, but this training has {value!r}; "
+                "remove the file to start anew"
+            )
+    return tensors, record
+
+
+def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 

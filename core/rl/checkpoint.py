@@ -85,8 +85,7 @@ def parameters(model: DeviceAlgorithm) -> dict[str, Tensor]:
     """Weights and optimiser of the policy by dotted name, each in memory of its own on the CPU."""
     policy: Any = model.policy
     named = {f"policy.{name}": value for name, value in policy.state_dict().items()}
-    for index, state in policy.optimizer.state_dict()["state"].items():
-        named |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+    named |= optimizer_tensors(policy.optimizer)
     return {name: value.detach().cpu().clone().contiguous() for name, value in named.items()}
 
 
@@ -102,12 +101,23 @@ def load_parameters(model: DeviceAlgorithm, tensors: dict[str, Tensor], source: 
         policy.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{source}: {' '.join(str(error).split())}") from error
+    load_optimizer(policy.optimizer, tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser remembers of each parameter, by dotted names under ``optimizer``."""
+    states = optimizer.state_dict()["state"].items()
+    return {f"optimizer.{i}.{name}": x for i, state in states for name, x in state.items() if x is not None}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``; further tensors are ignored."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
             state.setdefault(int(index), {})[key] = value
-    policy.optimizer.load_state_dict({**policy.optimizer.state_dict(), "state": state})
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

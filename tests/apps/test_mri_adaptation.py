@@ -71,11 +71,26 @@ def test_fine_tuning_knows_the_norm_of_the_new_images():
     assert found.training_norm == pytest.approx(float((3 * WINNERS).flatten(1).norm(dim=1).mean()), rel=1e-5)
 
 
-def test_self_play_reports_how_far_it_is():
+@pytest.mark.parametrize("how", list(Adaptation))
+def test_it_reports_how_far_it_is_and_a_finished_checkpoint_is_only_read(how, tmp_path):
     said = []
-    adapt(network(), WINNERS, Adaptation.seppo, SETTINGS, progress=lambda share, words: said.append((share, words)))
+
+    def run():
+        return adapt(
+            network(),
+            WINNERS,
+            how,
+            SETTINGS,
+            checkpoint=tmp_path / "state",
+            progress=lambda share, words: said.append((share, words)),
+        )
+
+    first = run()
     assert said[-1][0] == 1
-    assert "update 3 of 3" in said[-1][1]
+    assert "3 of 3" in said[-1][1]
+    said.clear()
+    assert same(run(), first)
+    assert said == []
 
 
 def test_an_adapted_prior_comes_back_from_its_files(tmp_path):

@@ -267,6 +267,7 @@ def test_what_is_written_agrees(acquire, write, priors, tmp_path):
     assert np.array_equal(order.mask().numpy(), mask)
     assert np.array_equal(read_mask_cfl(tmp_path / "scan" / "mask", SIZE).numpy(), mask)
     assert "6 of 16 (2.67-fold acceleration)" in text
+    assert "cropped" not in text
     assert ", ".join(f"{line - 8:+d}" for line in order_of(found)) in text
     assert f"{float(found['psnr'][0]):.4g}" in text
     assert text.splitlines()[-1] == str(tmp_path / "scan" / "scan.png")
@@ -343,6 +344,14 @@ def test_the_protocols_padding_is_not_chosen(acquire, szilard, write, subject, p
     code, _, err = szilard("acquire", *file, "--prior", priors / "atlas", "--budget", 11, "--out", tmp_path / "o")
     assert code == 2
     assert "--budget 11: must be between 1 (initial) and 10" in err
+
+
+@pytest.mark.parametrize("kind", ["image", "kspace"])
+def test_it_is_said_when_the_data_are_brought_to_the_priors_grid(acquire, tmp_path, kind):
+    image = to_complex(Atlas(24).sample(1, 1))
+    np.save(tmp_path / "large.npy", (image if kind == "image" else fft2c(image)).numpy())
+    _, text, _ = acquire([tmp_path / "large.npy", "--kind", kind], "--budget", 4)
+    assert "24 x 24, cropped or padded to 16 x 16" in text
 
 
 def test_several_coils(acquire, tmp_path):

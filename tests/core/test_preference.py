@@ -112,6 +112,46 @@ def test_alignment_is_repeatable_and_leaves_the_start_and_the_caller_s_luck_alon
         assert not torch.equal(value, kept[name])
 
 
+class Killed(Exception):
+    """The machine went away."""
+
+
+@pytest.mark.parametrize("reference", ["init", "previous", "uniform"])
+def test_a_killed_alignment_ends_like_one_that_was_not(reference, tmp_path, monkeypatch):
+    common = {"updates": 70, "refresh": 15, "samples": 32, "batch": 16, "beta": 10.0, "learning_rate": 1e-2}
+    settings = Preference(reference=reference, **common)
+    start, winners, state = Points(), pairs()[0], tmp_path / "state"
+    whole = DiffusionPreference(start, settings)
+    expected = whole.fit(winners).state_dict()
+    step, steps = torch.optim.AdamW.step, []
+
+    def dying(self, closure=None):
+        steps.append(1)
+        if len(steps) in (40, 60):
+            raise Killed
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", dying)
+    parts = DiffusionPreference(start, settings)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            parts.fit(winners, checkpoint=state)
+    found = parts.fit(winners, checkpoint=state).state_dict()
+    assert len(steps) == 40 + 20 + (70 - 45)  # from update 30, and from 45, on
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert parts.history == whole.history
+    again = DiffusionPreference(start, settings)
+    assert all(torch.equal(again.fit(winners, checkpoint=state).state_dict()[n], v) for n, v in expected.items())
+    assert again.history == whole.history
+    assert len(steps) == 85
+    with pytest.raises(InputError, match=r"beta 10\.0, but this training has 20\.0; remove the file"):
+        DiffusionPreference(start, Preference(reference=reference, **common | {"beta": 20.0})).fit(
+            winners, checkpoint=state
+        )
+    with pytest.raises(InputError, match="start"):
+        DiffusionPreference(Points(seed=3), settings).fit(winners, checkpoint=state)
+
+
 @pytest.mark.parametrize(
     ("kind", "expected"), [("init", {0}), ("previous", {0, 2, 4, 6, 8}), ("uniform", {0, 2, 4, 6})]
 )
