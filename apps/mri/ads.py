@@ -17,6 +17,7 @@ from torch import Tensor
 from apps.mri.batch_design import BatchRule
 from apps.mri.board import Acquisition, Board, Stop
 from apps.mri.entropy import Score
+from apps.mri.ledger import Ledger
 from apps.mri.schedule import Schedule, acquisition_steps
 from core.diffusion.exact_posterior import ExactPosterior, PosteriorNoise
 from core.diffusion.guided import Guidance, GuidedSampler, consistent
@@ -129,6 +130,9 @@ class ADS:
     ) -> Acquisition:
         """Acquire until every subject has its budget, and sample the posterior.
 
+        A subject ends with fewer actions than its budget only where the stop rule says so or where the scanner has
+        delivered nothing else; ``mask`` and ``dropped`` of the outcome tell.
+
         Args:
             scanner: delivers the samples; nothing else of the subjects is seen.
             initial: ``(S, A)`` bool, what is acquired before the first step, as many actions for every subject.
@@ -148,7 +152,7 @@ class ADS:
             raise InputError(f"budget: {budget}, must be between {count} initial and {most} actions that can be taken")
         if budget > count and self.settings.particles < 2:
             raise InputError("particles: 1, but one particle has no entropy; at least 2 are needed")
-        board = Board(self, scanner, initial, generators)
+        board = Board(self, Ledger(scanner, initial), generators)
         planned = self.acquisition_steps(budget - count)
         with torch.no_grad():
             if self.settings.sampler == "exact":
@@ -163,18 +167,19 @@ class ADS:
         on_step: Callable[[Progress], None] | None,
     ) -> Acquisition:
         s = self.settings
+        ledger = board.ledger
         sampler = GuidedSampler(self.prior, self.operator, s.steps, Guidance(s.omega, s.guidance_norm))
         due = Counter(planned)
         particles = sampler.start(s.particles, generators)
         residuals = []
         for k in range(s.steps):
-            particles, estimate = sampler.step(k, particles, board.samples, board.mask, generators)
+            particles, estimate = sampler.step(k, particles, ledger.samples, ledger.mask, generators)
             residuals.append(estimate.residual.mean(1))
             if due[k]:
-                board.acquire(k, min(due[k], board.left()), estimate.x0, estimate.samples)
+                board.acquire(k, due[k], estimate.x0, estimate.samples)
             if on_step is not None:
-                on_step(Progress(k, s.steps, board.mask, estimate.x0, estimate.residual))
-        x = consistent(self.operator, estimate.x0, board.samples, board.mask) if s.hard_consistency else estimate.x0
+                on_step(Progress(k, s.steps, ledger.mask, estimate.x0, estimate.residual))
+        x = consistent(self.operator, estimate.x0, ledger.samples, ledger.mask) if s.hard_consistency else estimate.x0
         return board.result(x, torch.stack(residuals, 1), particles.restarts.sum(1), s.steps)
 
     def _exact(
@@ -185,21 +190,22 @@ class ADS:
         on_step: Callable[[Progress], None] | None,
     ) -> Acquisition:
         assert isinstance(self.prior, GaussianMixturePrior)
+        ledger = board.ledger
         posterior = ExactPosterior(self.prior, self.operator, self.settings.noise)
         residuals = []
         for k in (*planned, len(planned)):
             noises = [posterior.noise(1, self.settings.particles, g) for g in generators]
             names = ("uniform", "latent", "image", "samples")
             noise = PosteriorNoise(*(torch.cat([getattr(n, name) for n in noises]) for name in names))
-            x = posterior.sample(board.samples, board.mask, noise)
+            x = posterior.sample(ledger.samples, ledger.mask, noise)
             predicted = self.operator.forward(x)
-            missed = torch.where(board.mask[:, None, :, None], board.samples[:, None] - predicted, 0.0)
+            missed = torch.where(ledger.mask[:, None, :, None], ledger.samples[:, None] - predicted, 0.0)
             residual = missed.square().sum((-2, -1)).sqrt()
             residuals.append(residual.mean(1))
             if k < len(planned):
                 board.acquire(k, 1, x, predicted)
             if on_step is not None:
-                on_step(Progress(k, len(planned) + 1, board.mask, x, residual))
+                on_step(Progress(k, len(planned) + 1, ledger.mask, x, residual))
         if self.settings.hard_consistency:
-            x = consistent(self.operator, x, board.samples, board.mask)
-        return board.result(x, torch.stack(residuals, 1), torch.zeros_like(board.dropped), 0)
+            x = consistent(self.operator, x, ledger.samples, ledger.mask)
+        return board.result(x, torch.stack(residuals, 1), torch.zeros_like(ledger.dropped), 0)

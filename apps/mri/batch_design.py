@@ -32,7 +32,7 @@ def choose(
 
     Args:
         y: ``(S, P, A, R)`` predicted samples of the particles.
-        allowed: ``(S, A)`` actions that may be chosen; at least ``count`` of them.
+        allowed: ``(S, A)`` actions that may be chosen.
         count: how many.
         sigma: belief width.
         score: ``(S, A)`` scores, not negative, of predicted samples.
@@ -41,6 +41,7 @@ def choose(
 
     Returns:
         Actions (S, count), and the scores (S, A) before any was chosen; where scores are equal, the lowest index.
+        An action of -1: the subject has none left.
 
     Raises:
         InputError: an unknown rule.
@@ -57,7 +58,7 @@ def choose(
     for i in range(count):
         action = _best(scores, left)
         chosen.append(action)
-        left[rows, action] = False
+        left[rows, action] = False  # -1 is the last one, which is not allowed either
         if i + 1 < count and rule == "residual":
             y = _without(y, y[rows, :, action], sigma)
             scores = score(y)
@@ -67,7 +68,7 @@ def choose(
 
 
 def _best(scores: Tensor, allowed: Tensor) -> Tensor:
-    return torch.where(allowed, scores, -math.inf).argmax(-1)
+    return torch.where(allowed.any(-1), torch.where(allowed, scores, -math.inf).argmax(-1), -1)
 
 
 def _without(y: Tensor, seen: Tensor, sigma: float) -> Tensor:
@@ -97,4 +98,5 @@ def _best_set(y: Tensor, allowed: Tensor, count: int, sigma: float, generators: 
     rows = torch.arange(len(y), device=y.device)[:, None, None, None]
     part = covariance[rows, sets[..., :, None], sets[..., None, :]]
     value = torch.logdet(part + sigma**2 * torch.eye(count, dtype=part.dtype, device=part.device))
-    return sets[torch.arange(len(y), device=y.device), value.argmax(-1)]
+    best = sets[torch.arange(len(y), device=y.device), value.argmax(-1)]
+    return torch.where(allowed.gather(1, best), best, -1)

@@ -1,4 +1,4 @@
-"""What a batch of subjects has acquired so far, and how the next actions are chosen and taken."""
+"""How the next actions of a batch of subjects are chosen, and what came of it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,10 @@ from torch import Tensor
 
 from apps.mri.batch_design import choose
 from apps.mri.entropy import entropy_scores
-from core.errors import InputError
-from simulators.mri.scanner import Instrument
+from apps.mri.ledger import Ledger
 
 if TYPE_CHECKING:
     from apps.mri.ads import ADS
-
-RETRIES = 2
-"""How often a dropped action is asked for again before the next best is taken."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,9 @@ class Acquisition:
         particles: ``(S, P, C, H, W)`` posterior samples.
         mask: ``(S, A)`` acquired actions.
         samples: ``(S, A, R)`` what was measured; zero elsewhere.
-        order: ``(S, n)`` actions in the order of their acquisition, the initial ones not counted; -1: stopped before.
-        step: ``(n,)`` diffusion step of each.
+        order: ``(S, n)`` actions in the order of their acquisition, the initial ones not counted; -1: stopped before,
+            or nothing was left that could be had.
+        step: ``(n,)`` diffusion step of each; -1: before the diffusion.
         scores: ``(S, n, A)`` scores from which each was chosen.
         residual: ``(S, T)`` mean residual norm of the particles at each step.
         restarts: ``(S,)`` particles that guidance blew up.
@@ -73,31 +70,15 @@ class Acquisition:
 
 
 class Board:
-    """What was acquired so far, and in which order."""
+    """Chooses, has the ledger take, and remembers in which order."""
 
-    def __init__(self, ads: ADS, scanner: Instrument, initial: Tensor, generators: Sequence[torch.Generator]) -> None:
-        self.ads, self.scanner, self.generators = ads, scanner, generators
-        subjects, device = len(initial), initial.device
-        self.mask = torch.zeros_like(initial)
-        self.lost = ~scanner.available
-        self.active = torch.ones(subjects, dtype=torch.bool, device=device)
-        self.collapsed = torch.zeros(subjects, dtype=torch.bool, device=device)
-        self.dropped = torch.zeros(subjects, dtype=torch.long, device=device)
-        blank = ads.operator.forward(torch.zeros(1, *ads.operator.shape, device=device))
-        self.samples = blank.repeat(subjects, 1, 1)
+    def __init__(self, ads: ADS, ledger: Ledger, generators: Sequence[torch.Generator]) -> None:
+        self.ads, self.ledger, self.generators = ads, ledger, generators
+        self.active = torch.ones(len(ledger.mask), dtype=torch.bool, device=ledger.mask.device)
+        self.collapsed = torch.zeros_like(self.active)
         self.order: list[Tensor] = []
         self.steps: list[int] = []
         self.scores: list[Tensor] = []
-        delivered, held = scanner.measured() if bool(scanner.counts.any()) else (self.samples, self.mask)
-        # Asked for before, as calibration lines are: they are not acquired twice.
-        self.mask = initial & held
-        self.samples = torch.where(self.mask[..., None], delivered, 0.0)
-        order = torch.where(initial & ~held, torch.arange(initial.shape[1], device=device), -1)
-        self._take(order.sort(-1, descending=True).values[:, : int((order >= 0).sum(-1).max())].flip(-1))
-
-    def left(self) -> int:
-        """Actions that every subject can still take."""
-        return int((~(self.mask | self.lost)).sum(1).min())
 
     def acquire(self, step: int, count: int, x0: Tensor, samples: Tensor) -> None:
         """Choose ``count`` actions from the estimates ``x0`` and their ``samples``, and take them."""
@@ -107,11 +88,11 @@ class Board:
         if ads.stop is not None:
             self.active &= ~ads.stop.enough(step, x0)
         y = samples if ads.weights is None else ads.operator.forward(ads.weights * x0)
-        allowed = ~(self.mask | self.lost)
+        allowed = self.ledger.free
         rule = ads.settings.batch_rule
         actions, scores = choose(y, allowed, count, ads.settings.sigma, self._score, rule, self.generators)
         actions = self._unless_collapsed(actions, scores, allowed, count)
-        taken = self._take(torch.where(self.active[:, None], actions, -1), scores)
+        taken = self.ledger.take(torch.where(self.active[:, None], actions, -1), scores)
         self.order.append(taken)
         self.steps += [step] * count
         self.scores += [scores] * count
@@ -139,56 +120,22 @@ class Board:
         order = priority.argsort(dim=-1, descending=True, stable=True)[:, :count]
         return torch.where(tied[:, None], order, actions)
 
-    def _take(self, actions: Tensor, scores: Tensor | None = None) -> Tensor:
-        """Acquire (S, n) actions (-1: none), again where they were dropped, and others where they stay away."""
-        wanted = actions >= 0
-        got = self.samples.new_full((*actions.shape, self.samples.shape[-1]), math.nan)
-        attempt = 0
-        while bool((missing := wanted & ~torch.isfinite(got).all(-1)).any()):
-            if attempt > 0:
-                self.dropped += missing.sum(1)
-            if attempt and attempt % (RETRIES + 1) == 0:
-                actions = self._others(actions, missing, scores)
-            for place in missing.any(0).nonzero().squeeze(1).tolist():
-                rows = missing[:, place].nonzero().squeeze(1)
-                delivered = self.scanner.acquire(actions[rows, place], rows)
-                got[rows, place] = self.ads.operator.components(delivered).to(got)
-            attempt += 1
-        rows, places = wanted.nonzero(as_tuple=True)
-        at = actions[rows, places]
-        self.mask[rows, at] = True
-        self.samples[rows, at] = got[rows, places]
-        return actions
-
-    def _others(self, actions: Tensor, missing: Tensor, scores: Tensor | None) -> Tensor:
-        """Replace the missing actions by the next best that is neither taken, lost nor asked for."""
-        if scores is None:
-            raise InputError("the scanner did not deliver an initial action")
-        actions = actions.clone()
-        for subject, place in missing.nonzero().tolist():
-            self.lost[subject, actions[subject, place]] = True
-            free = ~(self.mask[subject] | self.lost[subject])
-            free[actions[subject][actions[subject] >= 0]] = False
-            if not bool(free.any()):
-                raise InputError(f"the scanner delivered no action that subject {subject} had left")
-            actions[subject, place] = torch.where(free, scores[subject], -math.inf).argmax()
-        return actions
-
     def result(self, particles: Tensor, residual: Tensor, restarts: Tensor, forwards: int) -> Acquisition:
         """All of it."""
-        subjects, actions = self.mask.shape
-        none = self.mask.new_zeros((subjects, 0), dtype=torch.long)
+        ledger = self.ledger
+        subjects, actions = ledger.mask.shape
+        none = ledger.mask.new_zeros((subjects, 0), dtype=torch.long)
         return Acquisition(
             particles=particles,
-            mask=self.mask,
-            samples=self.samples,
+            mask=ledger.mask,
+            samples=ledger.samples,
             order=torch.cat(self.order, 1) if self.order else none,
             step=torch.tensor(self.steps, dtype=torch.long),
             scores=torch.stack(self.scores, 1) if self.scores else residual.new_zeros(subjects, 0, actions),
             residual=residual,
             restarts=restarts,
             collapsed=self.collapsed,
-            dropped=self.dropped,
+            dropped=ledger.dropped,
             forwards=forwards,
         )
 

@@ -65,8 +65,10 @@ def write_lines(stem: Path, data: xr.Dataset) -> None:
     order = data.acq_order.values.astype(int)
     chosen = order >= 0
     first = [line for line in np.flatnonzero(mask).tolist() if line not in order]
-    steps = [None] * len(first) + data.acq_step.values[chosen].astype(int).tolist()
-    # A policy has no score.
+    # A policy has no step and no score.
+    steps = [None] * len(first) + [
+        step if step >= 0 else None for step in data.acq_step.values[chosen].astype(int).tolist()
+    ]
     given = data.line_entropy.values[chosen, order[chosen]].tolist()
     scores = [None] * len(first) + [score if np.isfinite(score) else None for score in given]
     write_mask_csv(stem.with_suffix(".csv"), first + order[chosen].tolist(), len(mask), steps, scores)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from apps.mri.board import Acquisition
+from apps.mri.ledger import Ledger
 from apps.mri.masks import FIXED_RULES, FixedRule
 from simulators.mri.quality import magnitude
 from simulators.mri.scanner import Instrument
@@ -73,29 +74,30 @@ def point_estimate(particles: Tensor) -> Tensor:
     return display(particles).mean(1)
 
 
-def deterministic(images: Tensor, mask: Tensor, samples: Tensor, order: Tensor) -> Acquisition:
+def deterministic(images: Tensor, ledger: Ledger, order: Tensor) -> Acquisition:
     """The outcome of a method that makes one image a subject (S, C, H, W) and has no posterior."""
-    subjects, actions = mask.shape
-    none = torch.zeros(subjects, dtype=torch.long, device=mask.device)
-    return Acquisition(
+    subjects, actions = ledger.mask.shape
+    none = torch.zeros_like(ledger.dropped)
+    alone = Acquisition(
         particles=images[:, None],
-        mask=mask,
-        samples=samples,
+        mask=ledger.mask,
+        samples=ledger.samples,
         order=order,
-        step=torch.zeros(order.shape[1], dtype=torch.long),
-        scores=images.new_full((subjects, order.shape[1], actions), torch.nan),
+        step=torch.zeros(0),
+        scores=images.new_zeros(subjects, 0, actions),
         residual=images.new_zeros(subjects, 0),
         restarts=none,
         collapsed=none.bool(),
-        dropped=none,
+        dropped=ledger.dropped,
         forwards=0,
     )
+    return ordered(alone, order)
 
 
-def acquire_mask(scanner: Instrument, mask: Tensor) -> Tensor:
-    """Ask for all actions of masks (S, A), as many for each subject: real components (S, A, R), zero elsewhere."""
-    scanner.acquire(mask.nonzero()[:, 1].view(len(mask), -1))
-    return scanner.measured()[0]
+def ordered(outcome: Acquisition, order: Tensor) -> Acquisition:
+    """The same outcome, of actions that a policy took in the order (S, n), without scores and before any diffusion."""
+    scores = outcome.samples.new_full((*order.shape, outcome.mask.shape[1]), torch.nan)
+    return replace(outcome, order=order, step=torch.full(order.shape[1:], -1), scores=scores)
 
 
 @dataclass(frozen=True)
@@ -112,25 +114,12 @@ class Sequential:
     start: Tensor
     budget: int
 
-    def acquire(self, scanner: Instrument) -> tuple[Tensor, Tensor, Tensor]:
-        """Masks (S, A), measured components (S, A, R) and the order (S, n) of the choices."""
-        if bool(self.start.any()):
-            acquire_mask(scanner, self.start.expand(scanner.subjects, -1))
-        order: list[Tensor] = []
-        for _ in range(self.budget - int(self.start.sum())):
-            samples, mask = self._state(scanner)
-            order.append(self.choose(samples, mask))
-            scanner.acquire(order[-1])
-        samples, mask = self._state(scanner)
-        return mask, samples, torch.stack(order, 1)
-
-    @staticmethod
-    def _state(scanner: Instrument) -> tuple[Tensor, Tensor]:
-        if int(scanner.counts.sum()) == 0:
-            blank = torch.zeros(1, *scanner.operator.shape, device=scanner.available.device)
-            samples = scanner.operator.forward(blank).repeat(scanner.subjects, 1, 1)
-            return samples, torch.zeros_like(scanner.available)
-        return scanner.measured()
+    def acquire(self, scanner: Instrument) -> tuple[Ledger, Tensor]:
+        """What is held in the end, and the order (S, n) of the choices."""
+        ledger = Ledger(scanner, self.start.expand(scanner.subjects, -1))
+        choices = range(self.budget - int(self.start.sum()))
+        order = [ledger.take(self.choose(ledger.samples, ledger.mask)[:, None]) for _ in choices]
+        return ledger, torch.cat(order, 1)
 
 
 def generators(seeds: Sequence[int], device: torch.device) -> list[torch.Generator]:

@@ -17,8 +17,9 @@ from apps.mri.board import Acquisition, Stop
 from apps.mri.classical import ZeroFilled
 from apps.mri.learned.products import TrainedLOUPE, TrainedPolicy, TrainedUNet, subject_seeds
 from apps.mri.learned.subpo import TrainedSubPO
+from apps.mri.ledger import Ledger
 from apps.mri.masks import FIXED_RULES, FixedRule, MaskProblem, fixed_masks
-from apps.mri.methods import ADAPTIVE, SAMPLED, Method, Sequential, acquire_mask, deterministic, generators
+from apps.mri.methods import ADAPTIVE, SAMPLED, Method, Sequential, deterministic, generators, ordered
 from apps.mri.preparation import Calibrate, Search, TunedWeight
 from apps.mri.problem import PriorSettings, Problem, prior_of, scale_warning
 from apps.mri.recording import concatenate, dataset, read_part, write_part
@@ -217,7 +218,8 @@ class Acquire(Run):
         if self.method in ADAPTIVE:
             mask = problem.initial.repeat(count, 1)
         elif ready.chooser is not None:
-            mask = ready.chooser(self._luck("policy", first, count, context)).acquire(scanner)[0]
+            ledger, order = ready.chooser(self._luck("policy", first, count, context)).acquire(scanner)
+            mask = ledger.mask
         else:
             mask = self._masks(ready, context, first, count)
 
@@ -226,7 +228,8 @@ class Acquire(Run):
 
         # The reference's schedule may take more than the budget: it reports how many it took.
         budget = self.problem.budget if self.method in ADAPTIVE else int(mask[0].sum())
-        return ads.run(scanner, mask, budget, self._luck("particles", first, count, context), look)
+        outcome = ads.run(scanner, mask, budget, self._luck("particles", first, count, context), look)
+        return outcome if ready.chooser is None else ordered(outcome, order)
 
     def _luck(self, purpose: str, first: int, count: int, context: Context) -> list[torch.Generator]:
         return generators(subject_seeds(self.seed, purpose, first, count), context.device)
@@ -254,15 +257,17 @@ class Acquire(Run):
         assert ready.reconstruct is not None
         with torch.no_grad():
             if ready.chooser is not None:
-                mask, samples, order = ready.chooser(()).acquire(scanner)
+                ledger, order = ready.chooser(()).acquire(scanner)
             else:
-                mask = self._masks(ready, context, first, count)
-                samples, order = acquire_mask(scanner, mask), torch.zeros(count, 0, dtype=torch.long)
-            return deterministic(ready.reconstruct(samples, mask), mask, samples, order.to(mask.device))
+                ledger = Ledger(scanner, self._masks(ready, context, first, count))
+                order = torch.zeros(count, 0, dtype=torch.long, device=context.device)
+            return deterministic(ready.reconstruct(ledger.samples, ledger.mask), ledger, order)
 
     def _log_faults(self, outcome: Acquisition, first: int, context: Context) -> None:
-        for name in ("restarts", "collapsed", "dropped"):
-            count = getattr(outcome, name)
+        counts = {name: getattr(outcome, name) for name in ("restarts", "collapsed", "dropped")}
+        if self.method != "ads_stop":
+            counts["short"] = (self.problem.budget - outcome.mask.sum(1)).clamp(min=0)
+        for name, count in counts.items():
             for subject in count.nonzero().squeeze(1).tolist():
                 context.log(fault=name, subject=first + subject, count=int(count[subject]))
 

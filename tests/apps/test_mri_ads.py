@@ -2,13 +2,16 @@
 
 import math
 from dataclasses import fields
+from typing import get_args
 
 import pytest
 import torch
 
 from apps.mri.ads import ADS, Sampling
-from apps.mri.board import RETRIES, Stop, predicted_nmse
+from apps.mri.batch_design import BatchRule
+from apps.mri.board import Stop, predicted_nmse
 from apps.mri.entropy import SCORES
+from apps.mri.ledger import RETRIES
 from core.diffusion.guided import Guidance, GuidedSampler, sample_posterior
 from core.diffusion.mixture import GaussianMixturePrior
 from core.diffusion.prior import Prior
@@ -285,11 +288,36 @@ def test_several_lines_that_stay_away_in_one_step_get_different_replacements():
     assert not found.mask[0, lost].any()
 
 
-def test_a_scanner_that_delivers_nothing_is_refused():
-    with pytest.raises(InputError, match="did not deliver an initial action"):
-        run(5, machine=scanner(drops={(1, OPERATOR.center): 99}), initial=center())
-    with pytest.raises(InputError, match="delivered no action that subject 1 had left"):
-        run(5, machine=scanner(drops=lambda subject, action, attempt: subject == 1))
+def test_an_initial_line_that_stays_away_is_replaced_by_its_neighbour():
+    machine = scanner(drops={(1, OPERATOR.center): 99})
+    found = run(5, machine=machine, initial=center())
+    assert found.mask.sum(1).tolist() == [5, 5]
+    assert bool(found.mask[1, OPERATOR.center - 1])
+    assert found.dropped.tolist() == [0, 1 + RETRIES]
+    assert torch.equal(found.order[0], run(5, initial=center()).order[0])
+
+
+RULES = [{"window": (0.5, 0.6), "batch_rule": rule} for rule in get_args(BatchRule)]
+
+
+@pytest.mark.parametrize("more", [{"sampler": "exact"}, {}, *RULES])
+def test_a_subject_with_nothing_left_goes_without_and_holds_up_no_other(more):
+    """All lines are wanted: one of subject 1 and all of subject 2 never come."""
+    drops = lambda subject, line, attempt: (subject, line) == (1, 3) or subject == 2  # noqa: E731
+    machine = scanner(3, drops=drops)
+    found = run(LINES, 3, machine=machine, initial=center(3), **more)
+    assert found.mask.sum(1).tolist() == [LINES, LINES - 1, 0]
+    assert found.order.shape == (3, LINES - 1)
+    for row, held in zip(found.order.tolist(), found.mask, strict=True):
+        taken = [line for line in row if line >= 0]
+        assert len(set(taken)) == len(taken)
+        assert set(taken) | {OPERATOR.center} >= set(held.nonzero().squeeze(1).tolist())
+    counts = machine.counts
+    assert int(counts[0].max()) == 1
+    assert int(counts[1:].max()) == 1 + RETRIES
+    assert found.dropped.tolist() == [0, 1 + RETRIES, LINES * (1 + RETRIES)]
+    assert torch.equal(found.order[0], run(LINES, 3, initial=center(3), **more).order[0])
+    assert bool(torch.isfinite(found.particles).all())
 
 
 def test_lines_that_were_never_recorded_are_never_asked_for():

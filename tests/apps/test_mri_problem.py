@@ -6,11 +6,11 @@ import torch
 import xarray as xr
 
 from apps.mri.ads import ADS, Sampling
-from apps.mri.board import RETRIES
 from apps.mri.comparison import compare_masks
 from apps.mri.images import Images
 from apps.mri.learned.products import subject_seeds
-from apps.mri.methods import NAMES, Method, Sequential, acquire_mask, deterministic, display, generators, point_estimate
+from apps.mri.ledger import RETRIES, Ledger
+from apps.mri.methods import NAMES, Method, Sequential, deterministic, display, generators, point_estimate
 from apps.mri.problem import FittedPrior, MixtureSettings, NetworkSettings, Problem, fit_prior, sample_variance
 from apps.mri.recording import concatenate, dataset, read_part, write_part
 from apps.mri.study import Comparison
@@ -182,8 +182,7 @@ def test_a_mask_is_asked_for_as_a_whole():
     mask = center(3)
     mask[0, 1] = mask[1, 2] = mask[2, 3] = True
     machine = scanner(3)
-    samples = acquire_mask(machine, mask)
-    torch.testing.assert_close(samples, OPERATOR.forward(subjects(3)) * mask[..., None])
+    torch.testing.assert_close(Ledger(machine, mask).samples, OPERATOR.forward(subjects(3)) * mask[..., None])
     assert machine.requests == [[1, 8], [2, 8], [3, 8]]
 
 
@@ -198,12 +197,32 @@ def test_a_policy_sees_what_was_measured_and_nothing_else(start):
         torch.testing.assert_close(samples, OPERATOR.forward(subjects()) * mask[..., None])
         return torch.where(mask, -1, torch.arange(LINES)).argmax(1)
 
-    mask, samples, order = Sequential(choose, held, 5).acquire(machine)
+    ledger, order = Sequential(choose, held, 5).acquire(machine)
+    mask, samples = ledger.mask, ledger.samples
     assert seen == [[k, k] for k in range(len(start), 5)]
     assert order.tolist() == [list(range(15, 10 + len(start), -1))] * 2
     assert mask.sum(1).tolist() == [5, 5]
     torch.testing.assert_close(samples, OPERATOR.forward(subjects()) * mask[..., None])
     assert machine.requests == [start + list(range(15, 10 + len(start), -1))] * 2
+
+
+def test_what_a_policy_or_a_fixed_mask_is_not_given_is_asked_for_again_and_then_replaced():
+    machine = scanner(3, drops={(0, 8): 1, (1, 8): 99, (2, 3): 99})
+    mask = center(3)
+    mask[:, 3] = True
+    ledger = Ledger(machine, mask)
+    assert [row.nonzero().squeeze(1).tolist() for row in ledger.mask] == [[3, 8], [3, 7], [2, 8]]  # the nearest
+    assert ledger.dropped.tolist() == [1, 1 + RETRIES, 1 + RETRIES]
+    torch.testing.assert_close(ledger.samples, OPERATOR.forward(subjects(3)) * ledger.mask[..., None])
+    assert bool(ledger.lost[1, 8])
+    assert not ledger.free[1, 8]
+
+    def choose(samples, mask):
+        return torch.where(mask, -1, torch.arange(LINES)).argmax(1)
+
+    ledger, order = Sequential(choose, center(3)[0], 4).acquire(scanner(3, drops={(1, 14): 99}))
+    assert order.tolist() == [[15, 14, 13], [15, 13, 12], [15, 14, 13]]
+    assert ledger.mask.sum(1).tolist() == [4] * 3
 
 
 def test_calibration_lines_are_not_asked_for_twice():
@@ -274,7 +293,7 @@ def test_without_the_truth_there_are_no_figures_of_merit():
 
 def test_batches_are_written_whole_and_put_one_after_another(tmp_path):
     targets = subjects(5)
-    one = deterministic(targets, center(5), OPERATOR.forward(targets), torch.zeros(5, 0, dtype=torch.long))
+    one = deterministic(targets, Ledger(scanner(5), center(5)), torch.zeros(5, 0, dtype=torch.long))
     for found in (outcome(), one):
         data = dataset(targets, found, first=0, seconds=0.25, recorded=5)
         parts = [data.isel(subject=slice(*part), recorded=slice(*part)) for part in ((0, 2), (2, 3), (3, 5))]

@@ -117,8 +117,8 @@ def test_no_line_is_chosen_twice(chooser):
     scanner = Scanner(operator, IMAGES.test(0, 6))
     start = torch.zeros(SIZE, dtype=torch.bool)
     start[SIZE // 2] = True
-    taken, _, order = Sequential(chooser, start, BUDGET).acquire(scanner)
-    assert taken.sum(1).tolist() == [BUDGET] * 6
+    ledger, order = Sequential(chooser, start, BUDGET).acquire(scanner)
+    assert ledger.mask.sum(1).tolist() == [BUDGET] * 6
     assert int(scanner.counts.max()) == 1
     assert order.shape == (6, BUDGET - 1)
 
@@ -171,7 +171,7 @@ def test_information_is_what_is_learned(context):
         operator, _, _ = subjects()
         start = torch.zeros(SIZE, dtype=torch.bool)
         start[SIZE // 2] = True
-        order = Sequential(chooser_of(chosen, context), start, BUDGET).acquire(Scanner(operator, IMAGES.test(0, 6)))[2]
+        order = Sequential(chooser_of(chosen, context), start, BUDGET).acquire(Scanner(operator, IMAGES.test(0, 6)))[1]
         state, total = world.information.start(6), torch.zeros(6)
         for line in order.T:
             gain, state = world.information.gain(state, line)
