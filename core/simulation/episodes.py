@@ -158,9 +158,7 @@ class Episodes:
             self._obs = tree.where(finite, self._obs, last_obs)
             self._nonfinite = self._nonfinite + nonfinite.sum()
         self._return = self._return + (reward if reward.dim() == 1 else reward.mean(1))
-        info = dict(step.info)
-        if self.masked:
-            info["action_mask"] = self.action_mask()
+        info = step.info | self.mask_info()
         return VecStep(
             self._obs,
             reward,
@@ -174,6 +172,10 @@ class Episodes:
             ended,
             timed_out,
         )
+
+    def mask_info(self) -> dict[str, Tensor]:
+        """``action_mask`` where the world masks, as int8, which gymnasium's ``Discrete.sample`` asks for."""
+        return {"action_mask": self.action_mask().to(torch.int8)} if self.masked else {}
 
     def action_mask(self) -> Tensor:
         """Bool mask of the allowed actions in the present state."""

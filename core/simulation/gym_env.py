@@ -43,8 +43,8 @@ def single_agent(simulator: Simulator, view: str) -> None:
 class GymEnv(gymnasium.Env[Any, Any]):
     """One copy of a simulator, without automatic reset.
 
-    ``info`` holds the world's own tensors as arrays, ``action_mask`` where the world masks, and ``nonfinite`` in the
-    step that a fault ended.
+    ``info`` holds the world's own tensors as arrays, ``action_mask`` (int8, for ``action_space.sample``) where the
+    world masks, and ``nonfinite`` in the step that a fault ended.
 
     Args:
         simulator: a world with one agent.
@@ -81,10 +81,18 @@ class GymEnv(gymnasium.Env[Any, Any]):
         if seed is not None:
             self.episodes.seed(seed)
         observation = self._observation(self.episodes.reset())
-        return observation, {"action_mask": self._action_masks()} if self.episodes.masked else {}
+        return observation, self._first(self.episodes.mask_info())
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Advance by one step."""
+        """Advance by one step.
+
+        Raises:
+            InputError: an action that is not finite, or that is none of a ``Discrete`` space.
+        """
+        space = self.action_space
+        if isinstance(space, gymnasium.spaces.Discrete) and not space.contains(np.asarray(action)):
+            first, last = space.start, space.start + space.n - 1
+            raise InputError(f"action: {action!r}; allowed: whole numbers from {first} to {last}")
         step = self.episodes.advance(from_numpy(action).unsqueeze(0))
         info = self._first(step.info)
         if bool(step.nonfinite):

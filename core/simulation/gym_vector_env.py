@@ -85,7 +85,8 @@ class GymVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         return to_numpy(step.obs), to_numpy(step.reward).astype(np.float64), terminated, truncated, infos
 
     def _reset_info(self) -> dict[str, np.ndarray]:
-        return {"action_mask": to_numpy(self.episodes.action_mask())} if self.episodes.masked else {}
+        found: dict[str, np.ndarray] = to_numpy(self.episodes.mask_info())
+        return found
 
     @staticmethod
     def _masked_info(mask: np.ndarray, info: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -339,6 +339,14 @@ def test_the_world_and_the_learner_share_no_noise():
     assert not torch.isclose(actions.sort().values, world.sort().values, atol=1e-6).any()
 
 
+@pytest.mark.parametrize("action", [3, -1, 1.5, np.array([1, 2])])
+def test_an_action_outside_the_space_is_refused(action):
+    env = GymEnv(Corridor())
+    env.reset(seed=0)
+    with pytest.raises(InputError, match="allowed: whole numbers from 0 to 2"):
+        env.step(action)
+
+
 def test_masks_are_found_as_sb3_contrib_looks_for_them():
     env = SB3VecEnv(Corridor(), 2)
     env.reset()
@@ -348,6 +356,8 @@ def test_masks_are_found_as_sb3_contrib_looks_for_them():
     single = GymEnv(Corridor())
     _, info = single.reset()
     assert np.array_equal(single.get_wrapper_attr("action_masks")(), info["action_mask"])
+    for _ in range(5):  # gymnasium draws among what is allowed
+        *_, info = single.step(single.action_space.sample(info["action_mask"]))
     assert not hasattr(GymEnv(Drift()), "action_masks")
 
 
