@@ -8,6 +8,7 @@ from core.diffusion.loading import load_prior
 from core.diffusion.mixture import GaussianMixturePrior
 from simulators.mri import readers
 from simulators.mri.readers import KSpace
+from simulators.mri.readers.kspace import WHOLE
 
 
 def describe(path: str | Path, kind: str | None = None) -> dict[str, str]:
@@ -35,10 +36,11 @@ def _kspace(found: KSpace) -> dict[str, str]:
     left, right = found.padding
     lines = int(found.sampled[0].sum())
     said = {
-        "holds": f"k-space of {slices} slices, {coils} coil{'s' if coils > 1 else ''}",
+        "holds": f"k-space of {slices} slice{'s' if slices > 1 else ''}, {coils} coil{'s' if coils > 1 else ''}",
         "readout x phase": f"{height} x {width}",
         "sampled": "fully" if found.fully_sampled else f"{found.fraction:.2%} of all positions",
         "lines with samples": f"{lines} of {width} in slice 0 ({width / max(lines, 1):.2f}-fold)",
+        "adaptive acquisition": "line by line" if found.filled(0) >= WHOLE else "no: points, not lines, were left out",
         "protocol's lines": f"{left} to {right - 1}" if (left, right) != (0, width) else "all",
         "serves as ground truth": "yes" if found.fully_sampled else "no",
         "largest sample": f"{float(found.kspace.abs().max()):.4g}",

@@ -1,6 +1,7 @@
 """Readers of MRI files: agreement with the field's own libraries, round trips, and what is refused."""
 
 import os
+import pickle
 from pathlib import Path
 
 import h5py
@@ -32,6 +33,7 @@ from simulators.mri.readers import (
     write_mask_cfl,
     write_mask_csv,
 )
+from simulators.mri.readers.fastmri import fastmri_dataset
 
 shield()
 fastmri = pytest.importorskip("fastmri", reason="fastmri is not installed")
@@ -167,6 +169,79 @@ def test_images_and_rss_are_those_of_fastmri(name, request):
         refused(volume.image, volume.path, "4 coils")
 
 
+@pytest.mark.parametrize(
+    ("name", "challenge"), [("knee", "singlecoil"), ("brain", "multicoil"), ("undersampled_file", "singlecoil")]
+)
+def test_the_dataset_is_the_packages_and_gives_what_the_reader_gives(name, challenge, request):
+    path = request.getfixturevalue(name)
+    theirs = fastmri_data.SliceDataset(path.parent, challenge)
+    ours = fastmri_dataset(path.parent, challenge)
+    assert isinstance(ours, fastmri_data.SliceDataset)
+    assert len(ours) == len(theirs)
+    for number, (mine, other) in enumerate(zip(ours.raw_samples, theirs.raw_samples, strict=True)):
+        assert mine[:2] == other[:2]
+        assert mine.metadata == {key: value for key, value in other.metadata.items() if key != "patient_id"}
+        item, wanted = ours[number], read_fastmri(path, number)
+        assert torch.equal(item.kspace, wanted.kspace)
+        assert torch.equal(item.sampled, wanted.sampled)
+        assert (item.padding, item.attrs, item.path, item.index) == (wanted.padding, wanted.attrs, path, (number,))
+        assert (item.target is None) == (wanted.target is None)
+        assert wanted.target is None or torch.equal(item.target, wanted.target)
+    batch = next(iter(torch.utils.data.DataLoader(ours, batch_size=2, collate_fn=stack)))
+    assert torch.equal(batch, read_fastmri(path, [0, 1]).kspace)
+
+
+def test_a_transform_of_the_package_works_behind_the_checks(knee):
+    transform = transforms.UnetDataTransform("singlecoil")
+    theirs = fastmri_data.SliceDataset(knee.parent, "singlecoil", transform)
+    for mine, other in zip(fastmri_dataset(knee.parent, "singlecoil", transform), theirs, strict=True):
+        for name, value in other._asdict().items():
+            assert np.array_equal(getattr(mine, name), value), name
+    seen = fastmri_dataset(knee.parent, "singlecoil", lambda *sample: sample)[3]
+    assert seen[4:] == (knee.name, 3)
+    assert PATIENT not in repr(seen)
+
+
+def test_the_dataset_goes_to_workers_that_are_spawned(knee, tmp_path):
+    split = tmp_path / "mine.txt"
+    split.write_text(f"{knee.name}\n")
+    dataset = fastmri_dataset(knee.parent, "singlecoil", split=split, with_rss=True)
+    again = pickle.loads(pickle.dumps(dataset))
+    assert again.raw_samples == dataset.raw_samples
+    assert torch.equal(again[4].kspace, dataset[4].kspace)
+
+
+def test_items_of_the_dataset_that_cannot_be_read_are_refused(tmp_path):
+    kspace = noise(5, 64, 40)
+    kspace[3, 5, 5], kspace[4] = np.nan, 0
+    path = write_volume(tmp_path / "v" / "file.h5", kspace)
+    for transform in (None, lambda *sample: sample):
+        dataset = fastmri_dataset(path.parent, "singlecoil", transform)
+        assert len(dataset) == 5
+        dataset[2]
+        refused(lambda dataset=dataset: dataset[3], path, "kspace", "NaN", "slice 3")
+        refused(lambda dataset=dataset: dataset[4], path, "kspace", "zero")
+    refused(lambda: fastmri_dataset(path.parent, "multicoil"), path, "kspace", "singlecoil", "multicoil")
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(lambda: dataset[2], path, "HDF5")
+    path.unlink()
+    refused(lambda: dataset[2], path, "no such file")
+
+
+def test_a_folder_with_a_file_that_cannot_be_read_is_refused(tmp_path):
+    for number, (changes, mentions) in enumerate(
+        (
+            ({"xml": False}, ("no array ismrmrd_header",)),
+            ({"xml": header().replace("39", "39.0")}, ("ismrmrd_header", "39.0")),
+            ({"mask": np.full(40, 0.5)}, ("mask", "binary")),
+            ({"reconstruction_esc": np.ones((3, 32, 32))}, ("reconstruction_esc", "(3, 32, 32)")),
+        )
+    ):
+        path = write_volume(tmp_path / str(number) / "file.h5", noise(2, 64, 40), **changes)
+        refused(lambda path=path: fastmri_slices(path.parent), path, *mentions)
+        refused(lambda path=path: fastmri_dataset(path.parent, "singlecoil"), path, *mentions)
+
+
 def fastmri_images(kspace):
     return fastmri.ifft2c(transforms.to_tensor(kspace.numpy()))
 
@@ -283,6 +358,17 @@ def test_training_images_crop_k_space_and_scale_as_published(tmp_path):
     images = training_images(volume)
     assert (images.shape, images.dtype) == ((2, 2, 128, 128), torch.float32)
     torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("old", [(8, 9), (9, 8)])
+@pytest.mark.parametrize("new", [(5, 6), (6, 5), (8, 8), (12, 5), (11, 13)])
+def test_training_images_keep_dc_in_its_place(old, new):
+    """The package's crop alone would miss it for odd sizes of even ones, and cannot pad."""
+    kspace = torch.from_numpy(noise(2, 1, *old))
+    images = training_images(KSpace(kspace, torch.ones(2, old[1], dtype=torch.bool), (0, old[1])), new)
+    expected = operators.ifft2c(fit_kspace(kspace[:, 0], new) / 7.072103529760345e-07)
+    assert torch.equal(images, operators.to_channels(expected) / 100)
+    refused(lambda: training_images(KSpace(kspace, torch.ones(2, old[1], dtype=torch.bool), (0, old[1])), 0), "0 x 0")
 
 
 def test_the_references_checkerboard_is_taken_away(tmp_path):

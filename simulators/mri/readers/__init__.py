@@ -10,7 +10,7 @@ from simulators.mri.readers.bart import (
     write_cfl,
     write_mask_cfl,
 )
-from simulators.mri.readers.fastmri import FastMRIVolume, fastmri_slices, fastmri_volume, read_fastmri
+from simulators.mri.readers.fastmri import FastMRIVolume, fastmri_dataset, fastmri_slices, fastmri_volume, read_fastmri
 from simulators.mri.readers.formats import read
 from simulators.mri.readers.ismrmrd import read_ismrmrd
 from simulators.mri.readers.kspace import KSpace, fit_kspace, stack
@@ -22,6 +22,7 @@ __all__ = [
     "FastMRIVolume",
     "KSpace",
     "LineOrder",
+    "fastmri_dataset",
     "fastmri_slices",
     "fastmri_volume",
     "fit_kspace",

@@ -19,11 +19,21 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     Raises:
         InputError: no such file, not HDF5, cut short, or damaged where it is read.
     """
+    with reading(path), h5py.File(path, "r") as file:
+        yield file
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Names the file where HDF5 fails, for libraries that open it themselves.
+
+    Raises:
+        InputError: no such file, not HDF5, cut short, or damaged where it is read.
+    """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with h5py.File(path, "r") as file:
-            yield file
+        yield
     except OSError as error:
         raise InputError(f"{path}: not a whole HDF5 file ({str(error).splitlines()[0]})") from error
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from xml.etree import ElementTree
 
 from core.errors import InputError, require
 from core.torchvision_guard import shield
+
+
+def fastmri_data(name: str) -> ModuleType:
+    """The module ``fastmri.data.<name>``, imported when it is first needed: the package is an extra.
+
+    Raises:
+        MissingExtra: the package is not installed.
+    """
+    shield()
+    return require(f"fastmri.data.{name}", "mri")
 
 
 class Header:
@@ -16,8 +27,7 @@ class Header:
     """
 
     def __init__(self, xml: str | bytes, where: str) -> None:
-        shield()
-        self._query = require("fastmri.data.mri_data", "mri").et_query
+        self._query = fastmri_data("mri_data").et_query
         self.where = where
         try:
             self._root = ElementTree.fromstring(xml)

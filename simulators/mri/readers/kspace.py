@@ -16,6 +16,8 @@ from simulators.mri.operators import ifft2c, to_channels
 
 # Noise makes an exact zero rare where a sample was taken; acquisitions that leave out lines leave out far more.
 FULL = 0.99
+WHOLE = 0.9
+"""Share of their samples that recorded lines hold at least; where points were left out they hold less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,13 @@ class KSpace:
     def fraction(self) -> float:
         """Share of all positions that hold a sample."""
         return self.points.float().mean().item()
+
+    def filled(self, number: int) -> float:
+        """Share of the samples of a slice's recorded lines that are there; empty rows of the slice do not count."""
+        left, right = self.padding
+        points = self.points[number][:, left:right][:, self.sampled[number, left:right]]
+        rows = self.points[number].any(1)
+        return points[rows].float().mean().item() if points[rows].numel() else 0.0
 
     @cached_property
     def fully_sampled(self) -> bool:

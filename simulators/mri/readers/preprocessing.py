@@ -12,6 +12,7 @@ from torch import Tensor
 from core.errors import InputError
 from simulators.mri.operators import ifft2c, to_channels
 from simulators.mri.readers.hdf5 import dataset, open_hdf5
+from simulators.mri.readers.header import fastmri_data
 from simulators.mri.readers.kspace import KSpace, acquired_lines, fit_kspace
 
 # Mean norm of the knee k-space, and the factor that brings the images to about [-1, 1] (Nolan et al. 2025, TMLR, and
@@ -31,7 +32,7 @@ def training_images(volume: KSpace, size: int | tuple[int, int] = 128) -> Tensor
     """
     if volume.coils != 1:
         raise InputError(f"{volume.path or 'k-space'}: {volume.coils} coils: training images need single-coil k-space")
-    kspace = fit_kspace(volume.require_full().kspace[:, 0], size)
+    kspace = _center_crop(volume.require_full().kspace[:, 0], size)
     return to_channels(ifft2c(kspace / KSPACE_NORM)) / IMAGE_SCALE
 
 
@@ -62,6 +63,17 @@ def read_reference_slice(path: str | Path, checkerboard: bool = True) -> tuple[K
     kspace = kspace[None, None]
     volume = KSpace(kspace, acquired_lines(kspace), (0, kspace.shape[-1]), path=path)
     return volume, to_channels(image)
+
+
+def _center_crop(kspace: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """``fit_kspace`` of (slices, H, W), by the package's crop wherever that keeps DC in its place."""
+    shape = (size, size) if isinstance(size, int) else size
+    # complex_center_crop starts at (H - h) // 2. That leaves DC at h // 2, except one row too far where H is even and h
+    # is odd. Nor does it pad. Both are left to fit_kspace.
+    if any(not 0 < new <= old or new % 2 > old % 2 for old, new in zip(kspace.shape[-2:], shape, strict=True)):
+        return fit_kspace(kspace, size)
+    cropped = fastmri_data("transforms").complex_center_crop(torch.view_as_real(kspace), shape)
+    return torch.view_as_complex(cropped)
 
 
 def _complex_plane(array: h5py.Dataset) -> Tensor:
