@@ -37,9 +37,14 @@ def nmse(target: Tensor, estimate: Tensor) -> Tensor:
 
 
 def psnr(target: Tensor, estimate: Tensor) -> Tensor:
-    """10 log10(max(target)^2 / mean squared error) of images (..., H, W), in dB; infinite for equal images."""
-    error = (target - estimate).square().mean((-2, -1))
-    return 10 * torch.log10(target.amax((-2, -1)).square() / error)
+    """10 log10(max(target)^2 / mean squared error) of images (..., H, W), in dB.
+
+    Errors below the rounding of the target's largest value are not told from none: equal images have 138.5 dB in
+    float32.
+    """
+    power = target.amax((-2, -1)).square()
+    error = (target - estimate).square().mean((-2, -1)).clamp(min=power * torch.finfo(target.dtype).eps ** 2)
+    return 10 * torch.log10(power / error)
 
 
 def ssim(target: Tensor, estimate: Tensor) -> Tensor:

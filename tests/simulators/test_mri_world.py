@@ -14,6 +14,7 @@ import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3 import PPO as SB3PPO
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
+from stable_baselines3.common.env_util import make_vec_env
 
 import simulators  # noqa: F401 (registers the environments)
 from core.diffusion.exact_posterior import ExactPosterior
@@ -26,6 +27,7 @@ from core.rl.submodular import greedy
 from core.simulation import SB3VecEnv, draw, rollout, tree
 from core.torchvision_guard import shield
 from simulators.mri import quality
+from simulators.mri.adaptivity import Adaptivity
 from simulators.mri.environment import AcquisitionEnv
 from simulators.mri.guided_posterior import GuidedPosterior
 from simulators.mri.operators import KSpaceLines
@@ -282,6 +284,69 @@ def test_other_libraries_accept_the_environment(phantom, options):
         }
 
 
+def test_the_registered_environment_takes_what_the_world_takes(phantom):
+    default = phantom.unwrapped.simulator
+    assert type(default.posterior) is ExactPosterior
+    assert gymnasium.make("MRIAcquisition-v0", posterior="exact").unwrapped.simulator.posterior is default.posterior
+    images = Adaptivity().sample(3, seed=7)
+    options = {"budget": 3, "reward": "ssim_gain", "particles": 2, "belief": 0.5, "bound": 1.5, "images": images}
+    scan = gymnasium.make("MRIAcquisition-v0", **options).unwrapped.simulator
+    assert {name: getattr(scan, name) for name in options} == options
+    own = GuidedPosterior(GuidedSampler(default.prior, KSpaceLines((2, 32, 32)), 3))
+    scan = gymnasium.make("MRIAcquisition-v0", posterior=own).unwrapped.simulator
+    assert scan.posterior is own
+
+
+@pytest.mark.parametrize("options", [{}, {"observation": "lines", "reward": "psnr_gain"}])
+def test_the_registered_environment_redraws_by_guided_diffusion(phantom, options):
+    settings = {"posterior": "dps", "dps_steps": 5, "budget": 3} | options
+    env = gymnasium.make("MRIAcquisition-v0", **settings)
+    posterior = env.unwrapped.simulator.posterior
+    assert type(posterior) is GuidedPosterior
+    assert (posterior.sampler.steps, posterior.sigma) == (5, phantom.unwrapped.simulator.posterior.sigma)
+    assert posterior.prior is phantom.unwrapped.simulator.prior
+    start, _ = env.reset(seed=0)
+    again, _ = env.reset(seed=0)
+    assert env.observation_space.contains(start)
+    for a, b in zip(tree_of(start), tree_of(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+    *_, terminated, _, _ = env.step(3)
+    assert not terminated
+    _, reward, terminated, _, info = env.step(12)
+    assert terminated
+    assert math.isfinite(reward)
+    assert math.isfinite(info["psnr"])
+
+
+def tree_of(observation):
+    return list(observation.values()) if isinstance(observation, dict) else [observation]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"posterior": "mcmc"}, "posterior: 'mcmc'; allowed: exact, dps, or a posterior of your own"),
+        ({"posterior": None}, "posterior: None; allowed: exact, dps"),
+        ({"dps_steps": 5}, "dps_steps: 5; allowed: only with posterior 'dps'"),
+        ({"posterior": "dps", "dps_steps": 0}, "steps: 0, must be at least 1"),
+        ({"budget": 33}, "budget: 33; allowed: 2 to 32"),
+        ({"reward": "gain"}, "reward: 'gain'; allowed: info_gain, ssim_gain, psnr_gain"),
+        ({"budgets": 3, "sigma": 1.0}, "^budgets, sigma: unknown; allowed: belief, bound, budget, dps_steps, images, "),
+        ({"agents": 2}, "^agents: unknown; allowed: "),
+    ],
+)
+def test_the_registered_environment_refuses_in_one_line(phantom, options, message):
+    with pytest.raises(InputError, match=message) as error:
+        gymnasium.make("MRIAcquisition-v0", **options)
+    assert "\n" not in str(error.value)
+
+
+def test_sb3_makes_the_registered_environment(phantom):
+    """Its ``make_vec_env`` asks for rendering first and goes on without after a TypeError."""
+    env = make_vec_env("MRIAcquisition-v0", 2, env_kwargs={"budget": 3})
+    assert env.reset()["mask"].sum() == 2
+
+
 def test_sb3s_ppo_runs(phantom):
     learner = SB3PPO("MultiInputPolicy", phantom, n_steps=16, batch_size=16, n_epochs=1, device="cpu").learn(32)
     assert learner.num_timesteps == 32
@@ -408,6 +473,12 @@ def test_ssim_agrees_with_fastmri():
     for g, p, found in zip(target, estimate, quality.ssim(target, estimate), strict=True):
         loss = theirs(g[None, None], p[None, None], g.max()[None])
         assert float(found) == pytest.approx(1 - float(loss), abs=1e-4)
+
+
+def test_equal_images_have_the_psnr_of_rounding():
+    target = torch.rand(3, 8, 8)
+    assert quality.psnr(target, target).tolist() == pytest.approx([-20 * math.log10(2**-23)] * 3, rel=1e-5)
+    assert quality.psnr(target.double(), target.double()).min() > 300
 
 
 def test_psnr_nmse_and_mae_agree_with_skimage_and_numpy():
