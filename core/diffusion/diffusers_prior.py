@@ -19,7 +19,9 @@ from core.errors import InputError, require
 from core.torchvision_guard import shield
 
 MIN_SIGNAL_RATE = 0.02
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "EDMEulerScheduler")
+EDM_SCHEDULERS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_SCHEDULERS = f"a scheduler of diffusers with alphas_cumprod (as DDPMScheduler), {', '.join(EDM_SCHEDULERS)}"
 
 
 class EDMSchedule:
@@ -56,15 +58,21 @@ class EDMSchedule:
 class DiffusersPrior(Prior):
     """A ``diffusers.UNet2DModel`` with the noise schedule and the kind of prediction of a diffusers scheduler.
 
-    DDPM and DDIM schedulers: the steps at which the signal rate is below 0.02 are left out at the noisy end, where
-    x0_hat = (x - q eps_hat) / s would magnify an error of the network more than fifty times (squaredcos_cap_v2 ends
-    at a signal rate of 5e-5, a rescaled schedule at 0). The steps that stay keep their numbers. EDM: ``EDMSchedule``
-    and the preconditioning of Karras et al. (2022), table 1. Estimates are never clipped, whatever ``clip_sample``
-    says: the parts of complex images have no bounds.
+    What else a scheduler holds says how it walks from noise to an image, which is left to the samplers here: with the
+    same betas, DDPM, DPM-Solver, PNDM, Euler, Heun or UniPC give one and the same prior.
+
+    Schedulers with ``alphas_cumprod``: the steps at which the signal rate is below 0.02 are left out at the noisy end,
+    where x0_hat = (x - q eps_hat) / s would magnify an error of the network more than fifty times (squaredcos_cap_v2
+    ends at a signal rate of 5e-5, a rescaled schedule at 0, or at the 2^-12 that Euler's and the solvers put in its
+    place). The steps that stay keep their numbers. EDM: ``EDMSchedule`` and the preconditioning of Karras et al.
+    (2022), table 1. Estimates are never clipped, whatever ``clip_sample`` says: the parts of complex images have no
+    bounds.
 
     Args:
         network: a ``UNet2DModel`` without classes, whose output has the channels of its input.
-        scheduler: a ``DDPMScheduler``, ``DDIMScheduler`` or ``EDMEulerScheduler``.
+        scheduler: with ``alphas_cumprod`` and a ``prediction_type`` of epsilon, v_prediction or sample; or an
+            ``EDMEulerScheduler`` or ``EDMDPMSolverMultistepScheduler``, of epsilon or v_prediction. Not one of flow
+            matching.
         shape: (C, H, W) of one image; None takes it from the network's ``sample_size``.
         training_norm: see ``NetworkPrior``.
         precision: arithmetic inside the network.
@@ -86,8 +94,7 @@ class DiffusersPrior(Prior):
         config: Any = network.config
         self.shape = shape or _shape(config)
         _check(config, self.shape)
-        if type(scheduler).__name__ not in SCHEDULERS:
-            raise InputError(f"scheduler {type(scheduler).__name__}; allowed: {', '.join(SCHEDULERS)}")
+        _check_scheduler(scheduler)
         self.network = network
         self.scheduler = scheduler
         self.training_norm = training_norm
@@ -155,25 +162,26 @@ class DiffusersPrior(Prior):
         ``scheduler_config.json`` side by side.
 
         Raises:
-            InputError: a file is absent or damaged, weights are a pickle, or a class is not one of those above.
+            InputError: a file is absent or damaged, weights are a pickle, or a network or scheduler is not one of
+                those above.
             MissingExtra: diffusers is not installed.
         """
         folder = Path(directory)
         unet, schedule = (folder / "unet", folder / "scheduler") if (folder / "unet").is_dir() else (folder, folder)
-        _is_a(unet / "config.json", ("UNet2DModel",))
-        kind = _is_a(schedule / "scheduler_config.json", SCHEDULERS)
+        _check_network(unet / "config.json")
+        shield()
+        diffusers = require("diffusers", "mri")
+        kind = _scheduler_class(schedule / "scheduler_config.json", diffusers)
         if not any(unet.glob("*.safetensors")):
             pickles = ", ".join(path.name for path in sorted(unet.glob("*.bin")))
             reason = f"{pickles} is a pickle and is not read" if pickles else "there are no weights"
             raise InputError(f"{unet}: {reason}; allowed: diffusion_pytorch_model.safetensors")
         extra = files.read_json(folder / "prior.json") if (folder / "prior.json").exists() else {}
-        shield()
-        diffusers = require("diffusers", "mri")
         try:
             network, loading = diffusers.UNet2DModel.from_pretrained(
                 unet, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False, output_loading_info=True
             )
-            scheduler = getattr(diffusers, kind).from_pretrained(schedule, local_files_only=True)
+            scheduler = kind.from_pretrained(schedule, local_files_only=True)
         except Exception as error:  # diffusers passes on what any of its parts raise
             raise InputError(f"{folder}: {' '.join(str(error).split())}") from error
         if loading["missing_keys"] or loading["unexpected_keys"]:
@@ -204,17 +212,45 @@ def _check(config: Any, shape: tuple[int, int, int]) -> None:
     check_multiple(shape, 2 ** (len(config.block_out_channels) - 1))
 
 
+def _check_scheduler(scheduler: Any) -> None:
+    name = type(scheduler).__name__
+    edm = name in EDM_SCHEDULERS
+    if not edm and getattr(scheduler, "alphas_cumprod", None) is None:
+        raise InputError(f"scheduler {name}; allowed: {_SCHEDULERS}")
+    config = scheduler.config
+    prediction = config.get("prediction_type")
+    # Karras et al. fix what the network predicts up to a sign; diffusers has no third kind there either.
+    allowed = PREDICTIONS[:2] if edm else PREDICTIONS
+    if prediction not in allowed:
+        raise InputError(f"{name}: prediction_type {prediction!r}; allowed: {', '.join(allowed)}")
+    if config.get("use_flow_sigmas"):
+        raise InputError(f"{name}: use_flow_sigmas true; allowed: false (noise levels are those of alphas_cumprod)")
+    if config.get("timestep_type") == "continuous" and prediction == "v_prediction":
+        # As in diffusers, where the other kinds of prediction keep the numbers of the steps.
+        raise InputError(f"{name}: timestep_type 'continuous', the network takes noise levels; allowed: discrete")
+
+
 def _schedule(scheduler: Any) -> Schedule:
     config = scheduler.config
-    if type(scheduler).__name__ == "EDMEulerScheduler":
+    if type(scheduler).__name__ in EDM_SCHEDULERS:
         rho = config.rho if config.sigma_schedule == "karras" else None
         return EDMSchedule(config.sigma_min, config.sigma_max, rho)
     alphas = scheduler.alphas_cumprod
     return DiscreteSchedule(alphas[alphas >= MIN_SIGNAL_RATE**2])
 
 
-def _is_a(path: Path, allowed: tuple[str, ...]) -> str:
-    name: str = files.read_json(path, ("_class_name",))["_class_name"]
-    if name not in allowed:
-        raise InputError(f"{path}: _class_name {name!r}; allowed: {', '.join(allowed)}")
-    return name
+def _check_network(path: Path) -> None:
+    name = files.read_json(path, ("_class_name",))["_class_name"]
+    if name != "UNet2DModel":
+        raise InputError(f"{path}: _class_name {name!r}; allowed: UNet2DModel")
+
+
+def _scheduler_class(path: Path, diffusers: Any) -> Any:
+    """The class that the file names, once it is known to be a scheduler: a file must not choose what is called."""
+    name = files.read_json(path, ("_class_name",))["_class_name"]
+    # diffusers imports a submodule at the mention of its name: names that no scheduler has are not even looked up.
+    named = isinstance(name, str) and name.endswith("Scheduler")
+    kind = getattr(diffusers.schedulers, name, None) if named else None
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise InputError(f"{path}: _class_name {name!r}; allowed: {_SCHEDULERS}")
+    return kind

@@ -17,14 +17,8 @@ VERDICTS = {True: ("green", "holds"), False: ("red", "does not hold"), None: ("y
 
 def print_summary(summary: Summary, headline: Sequence[str] = ()) -> None:
     """Print to stdout what the study found; with a ``headline``, only these metrics, as columns."""
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 110
-    for scenario, metrics in side_by_side(summary.table).items():
-        if headline:
-            _print_columns(console, scenario, summary.table, headline)
-        else:
-            _print_all(console, scenario, metrics)
+    console = _console()
+    print_rows(summary.table, headline, console)
     for claim in summary.claims:
         _print_claim(console, claim)
     if summary.claims:
@@ -32,6 +26,23 @@ def print_summary(summary: Summary, headline: Sequence[str] = ()) -> None:
         console.print(f"\n{held} of {len(summary.claims)} claims hold.")
     # The last line is for the eye and for scripts: no wrapping, no markup.
     print(summary.report)
+
+
+def print_rows(rows: list[Row], headline: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print a table to stdout, scenario by scenario; with a ``headline``, only these metrics, as columns."""
+    console = console or _console()
+    for scenario, metrics in side_by_side(rows).items():
+        if headline:
+            _print_columns(console, scenario, rows, headline)
+        else:
+            _print_all(console, scenario, metrics)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 110
+    return console
 
 
 def _print_columns(console: Console, scenario: str, rows: list[Row], headline: Sequence[str]) -> None:

@@ -33,8 +33,8 @@ def killer(steps):
     return progress
 
 
-def unet(shape=(1, 8, 8), widths=(4, 8), **options):
-    torch.manual_seed(0)
+def unet(shape=(1, 8, 8), widths=(4, 8), seed=0, **options):
+    torch.manual_seed(seed)
     return NetworkPrior(ResidualUNet(shape[0], widths, depth=1, **options), shape)
 
 
