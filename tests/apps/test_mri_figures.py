@@ -14,15 +14,15 @@ from apps.mri import figures
 from apps.mri.calibration import NOMINAL, coverage, errors_and_spread
 from apps.mri.figures import Snapshot, acquisition_gif, acquisition_picture
 from apps.mri.figures.appearance import COLOURS, most_telling, ranked
-from apps.mri.figures.calibration import binned
-from apps.mri.figures.comparison import budget_curves, gains, regret, stops
+from apps.mri.figures.calibration import binned, calibration
+from apps.mri.figures.comparison import budget_curves, error_bar, gains, regret, stops, violins
 from apps.mri.figures.layout import ActionLayout
 from apps.mri.figures.masks import TILES, draw_scores, masks, waterfall
 from apps.mri.figures.reconstruction import panels, typical_and_hardest
 from apps.mri.methods import NAMES
 from apps.mri.study import Comparison
 from core.errors import InputError
-from core.stats import mean_interval
+from core.stats import Interval, mean_interval
 
 OPERATORS = ("pixels", "columns", "kspace_lines", "kspace_points")
 SUBJECTS, RECORDED, SHAPE = 9, 5, (8, 6)
@@ -128,8 +128,37 @@ def test_shown_subjects_are_chosen_by_rule():
     data["psnr"][0] = [12.0, 20.0, 11.0, 14.0, 13.0, 1.0, 99.0, 1.0, 1.0]  # the last four are not recorded
     subjects = typical_and_hardest(data, "random")
     assert list(subjects) == [44, 42]  # median, lowest
-    assert subjects[42] == "lowest PSNR of random"
+    assert subjects[42] == "lowest PSNR of random among the 5 recorded"  # there are lower ones
     assert list(typical_and_hardest(data.isel(recorded=[1]), "ads")) == [41]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_captions_say_by_which_rule_subjects_were_chosen_and_among_which(operator):
+    captions = {figure.name: figure.caption for figure in figures.of_scenario("case", operator, study(operator))}
+    among = "PSNR of ADS among the 5 recorded of 9 subjects (first seed)"
+    assert f"median and lowest {among}" in captions["case_reconstructions"]
+    planar = ActionLayout(operator, SHAPE).planar
+    assert f"{'median' if planar else 'median and lowest'} {among}" in captions["case_scores"]
+
+
+def test_the_caption_says_so_where_particles_differ_at_measured_pixels():
+    found = {"ads": outcome("pixels")}
+    said = "particles differ at measured pixels too"
+    assert said in figures.of_scenario("case", "pixels", found)[0].caption
+    data = found["ads"]
+    measured = data["mask"].values[:, :RECORDED].reshape(data["std"].shape) > 0
+    data["std"] = data["std"].where(~measured, 0.0)
+    assert said not in figures.of_scenario("case", "pixels", found)[0].caption
+    lines = {"ads": outcome("kspace_lines")}
+    assert said not in figures.of_scenario("case", "kspace_lines", lines)[0].caption
+
+
+def test_one_pixel_far_out_does_not_leave_the_other_deviations_black():
+    found = {"ads": outcome(spread=0.05)}
+    found["ads"]["std"][0, 0, 0, 0] = 50.0
+    drawing = panels(found, ActionLayout("kspace_lines", SHAPE), ["ads"], {40: "why", 41: "why"})
+    spread = [i for i in drawing.axes[0].get_images() if i.get_cmap().name == "magma" and i.get_array().min() == 0.05]
+    assert [i.norm.vmax for i in spread] == [pytest.approx(0.05)] * 2
 
 
 def test_the_most_telling_rivals_are_the_strongest_the_usual_and_one_other_reconstruction():
@@ -165,6 +194,16 @@ def test_mask_panels_count_how_often_each_action_is_taken():
         np.testing.assert_allclose(heights / 0.6, mask.mean(0))
         strip = ~np.asarray(axes.get_images()[0].get_array(), dtype=bool)
         assert sorted(map(tuple, strip)) == sorted(map(tuple, mask))
+
+
+@pytest.mark.parametrize("methods", [3, 5, 8])
+def test_the_lowest_panel_of_every_column_has_numbers(methods):
+    found = {method: outcome(seed=i) for i, method in enumerate(list(COLOURS)[:methods])}
+    drawing = masks(found, ActionLayout("kspace_lines", SHAPE))
+    drawing.draw_without_rendering()
+    shown = [axes for axes in drawing.axes if axes.get_images()]
+    numbered = [any(tick.label1.get_visible() for tick in axes.xaxis.get_major_ticks()) for axes in shown]
+    assert numbered == [i + 4 >= methods for i in range(methods)]
 
 
 def test_scores_are_shares_of_the_free_actions_and_marks_are_where_actions_were_taken():
@@ -210,6 +249,17 @@ def test_gaussian_errors_of_the_stated_width_lie_on_the_ideal_line_and_are_cover
         assert half.high < share - 0.1
 
 
+def test_the_two_nominal_intervals_have_marks_and_lines_of_their_own():
+    right = calibration({"ads": outcome()}, ["ads"]).axes[1]
+    looks = {}
+    for bar, share in zip(right.containers, NOMINAL, strict=True):
+        looks[share] = bar.lines[0].get_markerfacecolor()
+    assert looks == {0.5: "white", 0.9: COLOURS["ads"]}
+    verticals = {line.get_xdata()[0]: line.get_linestyle() for line in right.lines if len(set(line.get_xdata())) == 1}
+    assert (verticals[50], verticals[90]) == (":", "--")
+    assert [text.get_text() for text in right.get_legend().get_texts()] == ["nominal 50 %", "nominal 90 %"]
+
+
 def test_pixels_without_spread_are_not_counted():
     data = outcome()
     data["std"][:, :, 0] = 0.0
@@ -231,6 +281,26 @@ def test_curves_go_through_the_means_with_their_intervals_and_count_acceleration
         assert np.isclose(band, interval.low).any()
         assert np.isclose(band, interval.high).any()
     assert {"3×", "1.5×"} <= set(words(drawing))
+
+
+def test_far_subjects_are_dots_and_the_density_is_of_the_others():
+    luck = np.random.default_rng(0)
+    values = np.concatenate([luck.normal(0.06, 0.01, 197), [0.3, 0.4, 0.5]])
+    data = xr.Dataset({"mae": (("seed", "subject"), values[None])})
+    axes = violins({8: {"ads": data}}, ActionLayout("pixels", SHAPE), ["ads"]).axes[0]
+    density = axes.collections[0].get_paths()[0].vertices[:, 1]
+    dots = next(line.get_ydata() for line in axes.lines if line.get_marker() == ".")
+    assert set(dots) == set(values[(values < density.min()) | (values > density.max())])
+    assert {0.3, 0.4, 0.5} <= set(dots)
+    assert len(dots) <= 0.05 * len(values)
+
+
+def test_a_short_interval_is_seen_over_its_mark():
+    axes = Drawing().subplots()
+    error_bar(axes, Interval(0.0, -1e-9, 1e-9, 9, 0.95), 0, "ads")
+    mark, caps, (bar,) = axes.containers[0]
+    assert all(cap.get_markersize() > 2 * mark.get_markersize() for cap in caps)
+    assert bar.get_zorder() > mark.get_zorder()
 
 
 @pytest.mark.parametrize("operator", ["pixels", "kspace_lines"])
@@ -307,9 +377,66 @@ def test_one_acquisition_is_drawn_with_and_without_the_truth(operator):
         assert png(drawing).std() > 5
 
 
-def test_an_acquisition_without_choices_says_so():
-    drawing = acquisition_picture(outcome(chosen=0).isel(seed=0))
-    assert "nothing was chosen" in [text for part in drawing.subfigs for text in words(part)]
+def parts(drawing):
+    """The axes of a picture by their titles, and all of its words."""
+    axes = [one for part in drawing.subfigs for one in part.axes]
+    return {one.get_title(): one for one in axes}, [text for part in drawing.subfigs for text in words(part)]
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_an_acquisition_without_choices_says_so_on_a_smaller_page(operator):
+    data = outcome(operator, chosen=0).isel(seed=0)
+    refused = outcome(operator).isel(seed=0)
+    refused["acq_order"][:] = -1
+    for one in (data, refused):
+        drawing = acquisition_picture(one, operator)
+        titles, said = parts(drawing)
+        layout = ActionLayout(operator, SHAPE)
+        strip = titles[f"nothing was chosen (dark: the initial {layout.noun}s)"]
+        assert strip.get_xlabel() == ("" if layout.planar else layout.label)
+        assert "score, share of the largest of the step" not in said
+        assert drawing.get_figheight() < acquisition_picture(outcome(operator).isel(seed=0), operator).get_figheight()
+        png(drawing)
+
+
+@pytest.mark.parametrize("operator", ["pixels", "kspace_lines"])
+@pytest.mark.parametrize("chosen", [1, 2, 5])
+def test_the_order_counts_in_whole_numbers(operator, chosen):
+    data = outcome(operator, chosen=min(chosen, 5)).isel(seed=0)
+    drawing = acquisition_picture(data, operator)
+    label = f"order of the {ActionLayout(operator, SHAPE).noun}s (0: initial)"
+    bars = [axes for part in drawing.subfigs for axes in part.axes if label in (axes.get_xlabel(), axes.get_ylabel())]
+    (bar,) = bars
+    ticks = bar.get_xticks() if bar.get_xlabel() else bar.get_yticks()
+    assert len(ticks) >= 2
+    assert np.all(ticks == np.round(ticks))
+
+
+@pytest.mark.parametrize("operator", ["pixels", "kspace_lines"])
+def test_what_a_policy_chose_before_the_diffusion_has_an_order_and_no_scores_or_step(operator):
+    data = outcome(operator).isel(seed=0)
+    data["acq_step"][:] = -1
+    data["line_entropy"][:] = np.nan
+    drawing = acquisition_picture(data, operator)
+    titles, said = parts(drawing)
+    assert f"order of the {ActionLayout(operator, SHAPE).noun}s (0: initial)" in said
+    assert "score, share of the largest of the step" not in said
+    assert len(titles["distance from samples\n(lines: acquisitions)"].lines) == 1  # the curve
+    png(drawing)
+    assert "case_scores" not in {
+        f.name for f in figures.of_scenario("case", operator, {"subpo": data.expand_dims("seed")})
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_reconstruction_that_diverged_is_marked():
+    data = outcome().isel(seed=0)
+    assert "not finite" not in parts(acquisition_picture(data))[1]
+    huge = data.assign(image=1e6 * data["image"])
+    assert any(word.startswith("up to ") for word in parts(acquisition_picture(huge))[1])
+    lost = data.assign(image=data["image"] * np.nan, std=data["std"] * np.inf, residual=data["residual"] * np.nan)
+    drawing = acquisition_picture(lost)
+    assert parts(drawing)[1].count("not finite") == 4  # image, std, error, residual
     png(drawing)
 
 

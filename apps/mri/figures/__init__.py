@@ -10,13 +10,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
-from apps.mri.figures.acquisition import Snapshot, acquisition_gif, acquisition_picture
+from apps.mri.figures.acquisition import acquisition_picture
+from apps.mri.figures.animation import Snapshot, acquisition_gif
 from apps.mri.figures.appearance import most_telling
 from apps.mri.figures.calibration import calibration
 from apps.mri.figures.comparison import budget_curves, gains, regret, stops, violins
 from apps.mri.figures.layout import ActionLayout
 from apps.mri.figures.masks import TILES, masks, waterfall
-from apps.mri.figures.reconstruction import panels, typical_and_hardest
+from apps.mri.figures.reconstruction import STD_TOP, measured_pixels_differ, panels, typical_and_hardest
 from apps.mri.methods import NAMES
 from core.study import Figure
 
@@ -58,16 +59,23 @@ def of_scenario(scenario: str, operator: str, found: Found, regrets: Sequence[xr
     seeds, n, kept = first.sizes["seed"], first.sizes["subject"], first.sizes["recorded"]
     over = f"{n} subjects" + (f" x {seeds} seeds" if seeds > 1 else "")
 
+    def rule(count: int) -> str:
+        which = " and ".join(("median", "lowest")[:count])
+        return f"{which} PSNR of {NAMES[shown[0]]} among the {kept} recorded of {n} subjects (first seed)"
+
     def figure(name: str, caption: str, draw: Callable[[], Drawing]) -> Figure:
         return Figure(f"{scenario}_{name}", f"{scenario}: {caption}", draw)
 
+    differ = ""
+    if operator == "pixels" and any(measured_pixels_differ(found[m]) for m in shown):
+        differ = " Measured samples guide the particles and were not put in: particles differ at measured pixels too."
     marks = {"pixels": "dots: pixels acquired", "kspace_points": "black: points acquired"}
     drawn = [
         figure(
             "reconstructions",
             f"Images as they are looked at, absolute errors and standard deviations of the particles, each on one "
-            f"scale, of {len(subjects)} of {kept} recorded subjects, chosen by the PSNR of {NAMES[shown[0]]} "
-            f"({marks.get(operator, f'black: {layout.noun}s acquired')}; first seed).",
+            f"scale (that of the deviations ends at their {100 * STD_TOP:g} % quantile); "
+            f"{marks.get(operator, f'black: {layout.noun}s acquired')}. Shown: {rule(len(subjects))}." + differ,
             lambda: panels(found, layout, shown, subjects),
         ),
         figure(
@@ -85,7 +93,7 @@ def of_scenario(scenario: str, operator: str, found: Found, regrets: Sequence[xr
             figure(
                 "scores",
                 f"What {NAMES[shown[0]]} saw when it chose: score of every {layout.noun} at {steps} as a "
-                f"share of the largest of that step, for {1 if layout.planar else len(subjects)} of {n} subjects. "
+                f"share of the largest of that step; {rule(1 if layout.planar else len(subjects))}. "
                 "Vermilion: taken at this step; grey: held before.",
                 lambda: waterfall(first, layout, subjects),
             )
@@ -95,7 +103,8 @@ def of_scenario(scenario: str, operator: str, found: Found, regrets: Sequence[xr
             figure(
                 "calibration",
                 f"Left: mean absolute error in 12 equally full bins of the particles' standard deviation. Right: share "
-                f"of pixels within the nominal intervals, mean and 95 % interval over {kept} recorded subjects. Pixels "
+                "of pixels within the nominal 50 % (open) and 90 % (filled) intervals, mean and 95 % interval over "
+                f"{kept} recorded subjects. Pixels "
                 "that measured samples leave no spread are not counted.",
                 lambda: calibration(found, shown),
             )
@@ -160,8 +169,8 @@ def _of_family(members: Sequence[str], operator: str, budgets: Mapping[int, Foun
         drawn.append(
             Figure(
                 f"{name}_errors",
-                f"{name}: distribution of the MAE over {n} subjects for each budget and method, with quartiles (bar) "
-                "and mean (mark).",
+                f"{name}: distribution of the MAE over {n} subjects for each budget and method: the middle 95 % as "
+                "a density, the others as dots, with quartiles (bar) and mean (mark).",
                 lambda: violins(budgets, layout, methods),
             )
         )

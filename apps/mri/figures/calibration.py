@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -17,6 +18,8 @@ from apps.mri.figures.comparison import error_bar, in_percent
 from apps.mri.methods import NAMES
 
 _BINS = 12
+_FILLED = {share: share == max(NOMINAL) for share in NOMINAL}
+"""The widest nominal interval has filled marks and a dashed line, another has open marks and a dotted one."""
 
 
 def binned(
@@ -53,11 +56,15 @@ def calibration(found: Mapping[str, xr.Dataset], lines: Sequence[str]) -> Drawin
     left.legend(fontsize=8, frameon=False)
     for y, method in enumerate(sampled):
         for share in NOMINAL:
-            error_bar(right, in_percent(coverage(*sampled[method], share)), y, method)
-    for share in NOMINAL:
-        right.axvline(100 * share, color="0.35", ls="--", lw=1.2, zorder=1)
+            error_bar(right, in_percent(coverage(*sampled[method], share)), y, method, filled=_FILLED[share])
+    for share, filled in _FILLED.items():
+        nominal: dict[str, Any] = {"color": "0.35", "ls": "--" if filled else ":", "lw": 1.4}
+        right.axvline(100 * share, zorder=1, **nominal)
+        mark = {"marker": "o", "mec": "black", "mfc": "0.35" if filled else "white"}
+        right.plot([], [], label=f"nominal {100 * share:g} %", **nominal, **mark)
+    right.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=2, fontsize=8, frameon=False)
     right.set_yticks(range(len(sampled)), [NAMES[m] for m in sampled], fontsize=8.5)
     right.set_ylim(len(sampled) - 0.5, -0.5)
-    right.set(xlim=(0, 100), xlabel="pixels within mean ± z std (%)\nnominal 50 % and 90 % (dashed)")
+    right.set(xlim=(0, 100), xlabel="pixels within mean ± z std (%)")
     right.grid(axis="x", alpha=0.3)
     return drawing

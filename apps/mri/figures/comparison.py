@@ -31,18 +31,21 @@ def subject_means(data: xr.Dataset, metric: str) -> NDArray[np.float64]:
     return values
 
 
-def error_bar(axes: Axes, interval: Interval, y: float, method: str) -> None:
-    """A mean with its interval, lying, at height ``y``."""
+def error_bar(axes: Axes, interval: Interval, y: float, method: str, *, filled: bool = True) -> None:
+    """A mean with its interval, lying, at height ``y``; caps are taller than the mark, which would hide a short one."""
     axes.errorbar(
         interval.mean,
         y,
         xerr=[[interval.mean - interval.low], [interval.high - interval.mean]],
         fmt=marker(method),
         color="black",
-        mfc=COLOURS[method],
-        ms=6,
-        capsize=3,
-        lw=1.2,
+        mfc=COLOURS[method] if filled else "white",
+        mec=COLOURS[method],
+        mew=0.9,
+        ms=4,
+        capsize=4.5,
+        lw=0.9,
+        barsabove=True,
         zorder=3,
     )
 
@@ -92,12 +95,7 @@ def violins(found: ByBudget, layout: ActionLayout, methods: Sequence[str]) -> Dr
                 continue
             values = subject_means(found[budget][method], "mae")
             x = group + (i - (len(methods) - 1) / 2) * step
-            if np.ptp(values) > 0:
-                shape: Any = axes.violinplot(values, [x], widths=0.92 * step, showextrema=False)
-                shape["bodies"][0].set(facecolor=COLOURS[method], alpha=0.6)
-            low, high = np.quantile(values, (0.25, 0.75))
-            axes.plot([x, x], [low, high], color="black", lw=1.5)
-            axes.plot(x, values.mean(), marker="o", color="white", mec="black", ms=4.5)
+            _violin(axes, values, x, 0.92 * step, COLOURS[method])
         axes.bar(0, 0, color=COLOURS[method], alpha=0.6, label=NAMES[method])
     names = [f"{b} ({layout.actions / b:.3g}×)" for b in sorted(found)]
     axes.set_xticks(range(len(names)), names)
@@ -107,6 +105,19 @@ def violins(found: ByBudget, layout: ActionLayout, methods: Sequence[str]) -> Dr
     axes.grid(axis="y", alpha=0.3)
     drawing.legend(loc="outside lower center", ncol=min(len(methods), 5), fontsize=8.5, frameon=False)
     return drawing
+
+
+def _violin(axes: Axes, values: NDArray[np.float64], x: float, width: float, colour: str) -> None:
+    """The middle 95 % as a density, the others as dots: a density of few far ones is thinner than can be seen."""
+    low, high = np.quantile(values, 0.025, method="lower"), np.quantile(values, 0.975, method="higher")
+    middle = (values >= low) & (values <= high)
+    if high > low:
+        shape: Any = axes.violinplot(values[middle], [x], widths=width, showextrema=False)
+        shape["bodies"][0].set(facecolor=colour, edgecolor=colour, lw=0.8, alpha=0.6)
+    far = values[~middle]
+    axes.plot(np.full(len(far), x), far, ls="", marker=".", ms=4, color=colour, mew=0)
+    axes.plot([x, x], np.quantile(values, (0.25, 0.75)), color="black", lw=1.5)
+    axes.plot(x, values.mean(), marker="o", color="white", mec="black", ms=4.5)
 
 
 def gains(found: Mapping[str, xr.Dataset], operator: str) -> Drawing:

@@ -50,6 +50,8 @@ def _strips(shown: Mapping[str, NDArray[np.bool_]], layout: ActionLayout) -> Dra
         axes.set_yticklabels(["subjects", "0 %", "100 %"], fontsize=8)
         axes.tick_params(axis="y", length=0)
         axes.tick_params(axis="x", labelsize=8)
+    for axes in grid.flat[max(0, len(shown) - columns) : len(shown)]:
+        axes.tick_params(labelbottom=True)  # the lowest of its column, also where the last row is not full
     for axes in grid.flat[len(shown) :]:
         axes.axis("off")
     drawing.supxlabel(layout.label, fontsize=9)

@@ -18,6 +18,8 @@ from apps.mri.methods import NAMES
 
 ERRORS = "magma"
 """Colour map of errors and standard deviations."""
+STD_TOP = 0.98
+"""Quantile of the standard deviations at which their scale ends: one pixel far out would leave the others black."""
 _WIDTH, _LEFT, _GAP = 9.0, 0.95, 0.07
 
 
@@ -25,10 +27,22 @@ def typical_and_hardest(data: xr.Dataset, method: str) -> dict[int, str]:
     """Recorded subjects of median and of lowest PSNR (first seed): what is shown is chosen by rule, not by eye."""
     recorded = data["recorded"].values
     order = np.argsort(data["psnr"].isel(seed=0).sel(subject=recorded).values)
-    name = NAMES[method]
-    subjects = {int(recorded[order[len(order) // 2]]): f"median PSNR of {name}"}
-    subjects.setdefault(int(recorded[order[0]]), f"lowest PSNR of {name}")
+    among = f"PSNR of {NAMES[method]} among the {len(recorded)} recorded"
+    subjects = {int(recorded[order[len(order) // 2]]): f"median {among}"}
+    subjects.setdefault(int(recorded[order[0]]), f"lowest {among}")
     return subjects
+
+
+def measured_pixels_differ(data: xr.Dataset) -> bool:
+    """Whether particles of sampled pixels have any spread where they were measured: samples guide, and are not put in.
+
+    Args:
+        data: of one method that samples pixels; one whose std is not kept has none.
+    """
+    if "std" not in data:
+        return False
+    mask = data["mask"].sel(subject=data["recorded"].values).values > 0
+    return bool((data["std"].values[mask.reshape(data["std"].shape)] > 0).any())
 
 
 def panels(
@@ -44,7 +58,7 @@ def panels(
     chosen = {m: found[m].isel(seed=0).sel(recorded=list(subjects)) for m in methods}
     errors = [np.abs((d["image"] - d["target_image"]).values) for d in chosen.values()]
     spread = [d["std"].values for d in chosen.values() if "std" in d]
-    page = _Page(sheet, layout, side, high, mask_high, _top(errors), _top(spread))
+    page = _Page(sheet, layout, side, high, mask_high, _top(errors, 0.998), _top(spread, STD_TOP))
     for i, method in enumerate(methods):
         style = {"color": COLOURS["ads"], "weight": "bold"} if method == "ads" else {}
         sheet.text(page.column(i + 1) + side / 2, 0.17, _two_lines(NAMES[method]), **style)
@@ -56,8 +70,8 @@ def panels(
     return sheet.drawing
 
 
-def _top(values: Sequence[NDArray[Any]]) -> float:
-    return float(np.quantile(np.stack(values), 0.998)) if values else 0.0
+def _top(values: Sequence[NDArray[Any]], quantile: float) -> float:
+    return float(np.quantile(np.stack(values), quantile)) if values else 0.0
 
 
 @dataclass(frozen=True)
