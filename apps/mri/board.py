@@ -52,6 +52,7 @@ class Acquisition:
         residual: ``(S, T)`` mean residual norm of the particles at each step.
         restarts: ``(S,)`` particles that guidance blew up.
         collapsed: ``(S,)`` whether the particles once agreed on everything and the fallback order was used.
+        saturated: ``(S,)`` whether they once disagreed on everything beyond what the score can tell, with the same end.
         dropped: ``(S,)`` actions that the scanner did not deliver.
         forwards: evaluations of the prior a particle.
     """
@@ -65,6 +66,7 @@ class Acquisition:
     residual: Tensor
     restarts: Tensor
     collapsed: Tensor
+    saturated: Tensor
     dropped: Tensor
     forwards: int
 
@@ -75,7 +77,7 @@ class Board:
     def __init__(self, ads: ADS, ledger: Ledger, generators: Sequence[torch.Generator]) -> None:
         self.ads, self.ledger, self.generators = ads, ledger, generators
         self.active = torch.ones(len(ledger.mask), dtype=torch.bool, device=ledger.mask.device)
-        self.collapsed = torch.zeros_like(self.active)
+        self.collapsed, self.saturated = torch.zeros_like(self.active), torch.zeros_like(self.active)
         self.order: list[Tensor] = []
         self.steps: list[int] = []
         self.scores: list[Tensor] = []
@@ -91,7 +93,7 @@ class Board:
         allowed = self.ledger.free
         rule = ads.settings.batch_rule
         actions, scores = choose(y, allowed, count, ads.settings.sigma, self._score, rule, self.generators)
-        actions = self._unless_collapsed(actions, scores, allowed, count)
+        actions = self._unless_tied(actions, scores, allowed, count)
         taken = self.ledger.take(torch.where(self.active[:, None], actions, -1), scores)
         self.order.append(taken)
         self.steps += [step] * count
@@ -106,14 +108,15 @@ class Board:
             scores = scores - y.shape[1] * math.log(y.shape[1])
         return scores
 
-    def _unless_collapsed(self, actions: Tensor, scores: Tensor, allowed: Tensor, count: int) -> Tensor:
+    def _unless_tied(self, actions: Tensor, scores: Tensor, allowed: Tensor, count: int) -> Tensor:
         """The fallback's order for subjects whose particles value every action alike."""
         high = torch.where(allowed, scores, -math.inf).amax(-1)
         low = torch.where(allowed, scores, math.inf).amin(-1)
+        tied = ((high - low) <= 1e-9 * high.abs().clamp(min=1e-3)) & (allowed.sum(-1) > count)
         # Scores that tie high are saturated, at log P: there the particles disagree on everything.
         agreed = high < 0.5 * math.log(self.ads.settings.particles)
-        tied = agreed & ((high - low) <= 1e-9 * high.abs().clamp(min=1e-3)) & (allowed.sum(-1) > count)
-        self.collapsed |= tied & self.active
+        self.collapsed |= tied & agreed & self.active
+        self.saturated |= tied & ~agreed & self.active
         if self.ads.fallback is None or not bool(tied.any()):
             return actions
         priority = torch.where(allowed, self.ads.fallback.to(scores), -math.inf)
@@ -135,6 +138,7 @@ class Board:
             residual=residual,
             restarts=restarts,
             collapsed=self.collapsed,
+            saturated=self.saturated,
             dropped=ledger.dropped,
             forwards=forwards,
         )

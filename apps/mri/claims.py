@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import numpy as np
@@ -40,10 +40,12 @@ class Evidence:
     Attributes:
         metrics: keyed by (scenario, method).
         absent: reasons, keyed by scenario.
+        subjects: number of the first test image, and how many, keyed by scenario.
     """
 
     metrics: Mapping[tuple[str, str], Metrics]
     absent: Mapping[str, str]
+    subjects: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     def gain(self, scenario: str, rival: str, metric: str) -> np.ndarray:
         """By how much ADS is better than the rival, subject by subject (n,).
@@ -114,8 +116,8 @@ def _random(evidence: Evidence) -> list[tuple[str, Interval]]:
 
 def _data_variance(evidence: Evidence) -> list[tuple[str, Interval]]:
     scenarios = evidence.scenarios("pixels")
-    if len({len(evidence.metrics[s, "ads"]["mae"]) for s in scenarios}) > 1:
-        raise KeyError("the same number of subjects in every scenario of pixels")
+    if len({(len(evidence.metrics[s, "ads"]["mae"]), evidence.subjects.get(s)) for s in scenarios}) > 1:
+        raise KeyError("the same subjects in every scenario of pixels")
     gains = np.mean([evidence.gain(s, "data_variance", "mae") for s in scenarios], axis=0)
     return [(f"MAE, mean of {len(scenarios)} budgets for each image", _difference(gains))]
 

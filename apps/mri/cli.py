@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated
 
 import torch
 import typer
@@ -17,23 +17,42 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from apps.mri.adaptation import Adaptation, adapt
+from apps.mri.adaptation import Adaptation, adapt, judge
 from apps.mri.ads import ADS, Sampling
 from apps.mri.ads import Progress as Step
 from apps.mri.board import Stop
 from apps.mri.comparison import compare_masks
-from apps.mri.entropy import SCORES, Score
+from apps.mri.entropy import SCORES
 from apps.mri.export import export_masks as export_all
 from apps.mri.figures import Snapshot
-from apps.mri.images import Images
 from apps.mri.information import describe
 from apps.mri.methods import ADAPTIVE, NAMES, display
+from apps.mri.options import (
+    ComplexOption,
+    DeviceOption,
+    ImagesArgument,
+    KindOption,
+    Network,
+    Norm,
+    PrecisionName,
+    PrecisionOption,
+    PriorOption,
+    Sampler,
+    SeedOption,
+    SizeOption,
+    folder,
+    images_of,
+    score_of,
+    shares,
+    whole_numbers,
+)
 from apps.mri.preparation import errors_on_the_way
 from apps.mri.problem import MixtureSettings, NetworkSettings, fit_prior
 from apps.mri.recording import dataset
 from apps.mri.scan import Scan, open_scan
 from apps.mri.scan_output import print_scan, write_scan
 from apps.mri.study import MRIStudy
+from core import files
 from core.diffusion.loading import load_prior
 from core.diffusion.mixture import GaussianMixturePrior
 from core.diffusion.prior import Prior
@@ -46,66 +65,11 @@ from core.study.commands import Device
 from core.study.loading import from_options
 from core.study.provenance import provenance
 from core.study.runner import resolve_device
-from core.study.terminal import print_summary
+from core.study.terminal import print_rows, print_summary
+from simulators.mri.operators import MulticoilLines
 
 app = typer.Typer(no_args_is_help=True, help="Which k-space lines to acquire next, with a posterior at every step.")
 add_study_commands(app, MRIStudy)
-
-
-class Kind(StrEnum):
-    """What a file holds."""
-
-    image = "image"
-    kspace = "kspace"
-
-
-class Network(StrEnum):
-    """Kinds of priors that are trained here."""
-
-    gmm = "gmm"
-    unet = "unet"
-
-
-class Norm(StrEnum):
-    """Over what the residual's norm runs."""
-
-    joint = "joint"
-    per_particle = "per_particle"
-
-
-class Sampler(StrEnum):
-    """How the posterior is sampled."""
-
-    dps = "dps"
-    exact = "exact"
-
-
-SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**32 - 1)]
-DeviceOption = Annotated[Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")]
-PriorOption = Annotated[Path, typer.Option("--prior", help="Folder of a prior: of train-prior, or of diffusers.")]
-KindOption = Annotated[Kind | None, typer.Option(help="What an npy, npz, NIfTI or cfl file holds.")]
-ImagesArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="IMAGES",
-        help="digits, atlas, adaptivity, knee, phantom2d, mnist, fastmri, or a file of images (npy, NIfTI, h5, cfl).",
-    ),
-]
-
-
-def _images(name: str, size: int | None, train: int | None, data: Path | None = None) -> Images:
-    """The images that a name or a path means."""
-    kinds = get_args(Images.model_fields["kind"].annotation)
-    if name in kinds and name != "files":
-        usual = 8 if name == "digits" else 32
-        images = Images(kind=name, size=size or usual, train=train, data=data)  # type: ignore[arg-type]
-        if images.missing:
-            raise InputError(images.missing.replace("set images.data", "give --data"))
-        return images
-    if not Path(name).exists():
-        known = ", ".join(kind for kind in kinds if kind != "files")
-        raise InputError(f"{name}: no such file, and not one of {known}")
-    return Images(kind="files", train=train, train_path=Path(name), test_path=Path(name))
 
 
 @contextmanager
@@ -119,22 +83,19 @@ def _bar() -> Iterator[Progress]:
             raise
 
 
-def _folder(out: Path) -> None:
-    """Refuse ``--out`` where a file is in its place, before anything is computed."""
-    there = next((place for place in (out, *out.parents) if place.exists()), out)
-    if there.exists() and not there.is_dir():
-        raise InputError(f"--out {out}: {'' if there == out else f'{there} '}is a file, not a folder")
-
-
 @app.command("train-prior")
 def train_prior(
     images: ImagesArgument,
     out: Annotated[Path, typer.Option(help="Folder of the prior.")],
     kind: Annotated[Network, typer.Option(help="Gaussian mixture (seconds), or the reference U-Net.")] = Network.gmm,
-    size: Annotated[
-        int | None, typer.Option(help="Rows and columns.  [default: 32; digits: 8]", min=8, max=1024)
+    size: SizeOption = None,
+    make_complex: ComplexOption = False,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="Training images; 3000, or all there are (of a file four in five: the rest are for tests).", min=1
+        ),
     ] = None,
-    count: Annotated[int | None, typer.Option(help="Training images; all there are, or 3000.", min=1)] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of mnist or fastmri.")] = None,
     components: Annotated[int, typer.Option(help="Mixture: clusters.", min=1)] = 32,
     rank: Annotated[int, typer.Option(help="Mixture: principal directions of each.", min=1)] = 20,
@@ -143,6 +104,7 @@ def train_prior(
     steps: Annotated[int, typer.Option(help="U-Net: optimiser steps.", min=1)] = 20_000,
     batch: Annotated[int, typer.Option(help="U-Net: images a step.", min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(help="U-Net: of AdamW.", min=0)] = 1e-4,
+    precision: PrecisionOption = PrecisionName.float32,
     start: Annotated[Path | None, typer.Option(help="Adapt this U-Net prior to IMAGES instead.")] = None,
     adaptation: Annotated[
         Adaptation, typer.Option(help="With --start: plain fine-tuning, or SePPO with IMAGES as winners.")
@@ -154,17 +116,17 @@ def train_prior(
 
     Example: szilard mri train-prior atlas --out priors/atlas
     """
-    _folder(out)
+    folder(out)
     if (out / "prior.json").exists():
         raise InputError(f"--out {out}: holds a prior already")
-    try:
-        levels = tuple(int(w) for w in widths.split(","))
-    except ValueError:
-        raise InputError(f"--widths {widths}: must be whole numbers separated by commas, such as 32,64,128") from None
-    target = resolve_device(device, torch.cuda.is_available())
-    pictures = _images(images, size, count, data).training()
+    levels, target = tuple(whole_numbers("--widths", widths)), resolve_device(device, torch.cuda.is_available())
+    source = images_of(images, size, count, data, make_complex)
+    pictures = source.training()
     given = {"steps": steps, "batch": min(batch, len(pictures)), "learning_rate": learning_rate, "seed": seed}
-    training, state = from_options(Training, given, "train-prior"), out / "checkpoint"
+    often = {"checkpoint_every": min(1000, max(1, steps // 20)), "precision": precision.value}
+    training, state = from_options(Training, given | often, "train-prior"), out / "checkpoint"
+    if kind == "gmm" and start is None and state.exists():
+        raise InputError(f"--out {out}: holds the unfinished training of a U-Net; a mixture needs another")
     with _bar() as bar:
         task = bar.add_task(f"{len(pictures)} images", total=1.0, said="")
 
@@ -173,19 +135,23 @@ def train_prior(
 
         try:
             if start is not None:
-                old = load_prior(start)
-                trained: Any = adapt(old, pictures, adaptation, training, target, checkpoint=state, progress=progress)
+                old = load_prior(start, target)
+                adapted = adapt(old, pictures, adaptation, training, target, checkpoint=state, progress=progress)
             else:
                 settings: MixtureSettings | NetworkSettings = (
                     MixtureSettings(components=components, rank=rank, seed=seed)
                     if kind == "gmm"
                     else NetworkSettings(kind="unet", widths=levels, block_depth=depth, training=training)
                 )
-                trained = fit_prior(settings, pictures, target, checkpoint=state, progress=progress)
+                fit_prior(settings, pictures, target, checkpoint=state, progress=progress).save(out)
         except TrainingDiverged as error:
             raise StudyError(str(error)) from error
         bar.update(task, completed=1.0)
-    trained.save(out)
+    if start is not None:
+        rows = judge({"before": old, **adapted}, source.test(0, min(16, source.available or 16)).to(target), seed)
+        files.write_json(out / "adaptation.json", [asdict(row) for row in rows])
+        print_rows(rows)
+        adapted[adaptation.value].save(out)
     print(out)
 
 
@@ -203,6 +169,7 @@ def acquire(
         int | None, typer.Option(help="Central lines first; 1, or 16 with several coils.", min=0)
     ] = None,
     scale: Annotated[float | None, typer.Option(help="Factor for the file's numbers.  [default: by the norm]")] = None,
+    precision: PrecisionOption = PrecisionName.float32,
     sampler: Annotated[Sampler, typer.Option(help="Diffusion, or a mixture's exact posterior.")] = Sampler.dps,
     steps: Annotated[int | None, typer.Option(help="Diffusion steps.  [default: 1000; mixture: 40]", min=1)] = None,
     particles: Annotated[int, typer.Option(help="Posterior samples.", min=2)] = 16,
@@ -222,22 +189,24 @@ def acquire(
 
     Example: szilard mri acquire volume.h5 --prior priors/knee --slice 17 --budget 32 --out runs/scan
     """
-    _folder(out)
+    folder(out)
     if stop is not None and sampler is not Sampler.exact:
         raise InputError("--stop: needs --sampler exact: particles under way predict far too small an error")
     target = resolve_device(device, torch.cuda.is_available())
-    loaded = load_prior(prior, target)
+    loaded = load_prior(prior, target, precision=precision.value)
     scan = open_scan(file, loaded, kind=kind, number=number, scale=scale, initial=initial, device=target)
     if scan.warning:
-        print(f"warning: {file}: {scan.warning}", file=sys.stderr)
+        _warn(f"{file}: {scan.warning}")
+    if sampler is Sampler.exact and isinstance(scan.operator, MulticoilLines):
+        raise InputError(f"--sampler exact: is for one coil, {file} has {scan.operator.coils}")
     given = {
         "sampler": sampler.value,
         "steps": steps or (40 if isinstance(loaded, GaussianMixturePrior) else 1000),
         "particles": particles,
         "omega": omega,
         "guidance_norm": norm.value,
-        "window": _window(window),
-        "score": _score(score),
+        "window": shares("--window", window),
+        "score": score_of(score),
         "sigma": sigma,
         "hard_consistency": True,
     }
@@ -246,9 +215,10 @@ def acquire(
     lines = budget or min(max(scan.operator.actions // 4, held), reachable)
     if not held <= lines <= reachable:
         raise InputError(f"--budget {lines}: must be between {held} (initial) and {reachable} (all that was recorded)")
-    ads = ADS(
-        loaded, scan.operator, settings, stop=None if stop is None else _stop(stop, loaded, scan, settings, lines)
-    )
+    if lines == held:
+        _warn(f"the {held} initial lines are the whole budget, nothing is left to choose: give a larger --budget")
+    rule = None if stop is None else _stop(stop, loaded, scan, settings, lines)
+    ads = ADS(loaded, scan.operator, settings, fallback=scan.variance, stop=rule)
     snapshots: list[Snapshot] = []
     started = time.perf_counter()
     with _bar() as bar:
@@ -270,8 +240,17 @@ def acquire(
     record = provenance(torch.device(target)) | {"file": str(file), "scale": scan.scale}
     record["settings"] = settings.model_dump_json()
     write_scan(out, found.assign_attrs({k: str(v) for k, v in record.items()}), scan, snapshots)
+    if bool(outcome.saturated.any()):
+        _warn(
+            "the particles disagreed on every line by more than the score can tell, and the prior's variance chose: "
+            "is the prior trained, is --sigma large enough?"
+        )
     print_scan(found, scan)
     print(out / "scan.png")
+
+
+def _warn(words: str) -> None:
+    print(f"warning: {words}", file=sys.stderr)
 
 
 def _stop(target: float, prior: Prior, scan: Scan, settings: Sampling, budget: int) -> Stop:
@@ -282,20 +261,6 @@ def _stop(target: float, prior: Prior, scan: Scan, settings: Sampling, budget: i
     ads, initial = ADS(prior, scan.operator, settings), scan.initial.repeat(len(luck), 1)
     predicted, true = errors_on_the_way(ads, prior.draw(len(luck), luck[0]), initial, budget, luck)
     return Stop(target, (true.mean(0) / predicted.mean(0)).tolist())
-
-
-def _score(name: str) -> Score:
-    if name not in SCORES:
-        raise InputError(f"--score {name}: must be one of {', '.join(SCORES)}")
-    return name
-
-
-def _window(text: str) -> tuple[float, float]:
-    try:
-        start, end = (float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--window {text}: must be two numbers separated by a comma, such as 0.02,0.6") from None
-    return start, end
 
 
 @app.command()
@@ -309,35 +274,31 @@ def compare(
         str | None, typer.Option(help="What is compared; szilard schema mri lists all.  [default: ADS and fixed masks]")
     ] = None,
     subjects: Annotated[int, typer.Option(help="Test images.", min=2)] = 16,
-    size: Annotated[
-        int | None, typer.Option(help="Rows and columns.  [default: 32; digits: 8]", min=8, max=1024)
-    ] = None,
+    size: SizeOption = None,
+    make_complex: ComplexOption = False,
     data: Annotated[Path | None, typer.Option(help="Folder of mnist or fastmri.")] = None,
     steps: Annotated[int, typer.Option(help="Diffusion steps.", min=1)] = 40,
     particles: Annotated[int, typer.Option(help="Posterior samples.", min=2)] = 8,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/mri_compare"),
+    resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished runs, or start anew.")] = True,
     device: DeviceOption = Device.auto,
 ) -> None:
     """Compare masks on images of one kind, with the same posterior sampling: a study made from a few options.
 
     Example: szilard mri compare adaptivity --budgets 3,4,6 --methods ads,fastmri,greedy_fixed --out runs/compare
     """
+    wanted = whole_numbers("--budgets", budgets)
+    if len(set(wanted)) < len(wanted):
+        raise InputError(f"--budgets {budgets}: one stands there twice")
     study = compare_masks(
-        _images(images, size, None, data),
-        _numbers("--budgets", budgets),
+        images_of(images, size, None, data, make_complex),
+        wanted,
         None if methods is None else methods.split(","),
         prior=prior,
         subjects=subjects,
         sampling=from_options(Sampling, {"steps": steps, "particles": particles, "window": (0.02, 0.6)}, "compare"),
     )
-    print_summary(study.run(out, device=device), MRIStudy.headline)
-
-
-def _numbers(name: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"{name} {text}: must be whole numbers separated by commas, such as 4,8") from None
+    print_summary(study.run(out, device=device, fresh=not resume), MRIStudy.headline)
 
 
 @app.command("export-masks")
@@ -351,7 +312,7 @@ def export_masks(
 
     Example: szilard mri export-masks runs/mri_quick --scenario lines_atlas --out masks
     """
-    _folder(out)
+    folder(out)
     written = export_all(directory, out, scenario=scenario, method=method)
     print(f"{written} masks of {NAMES.get(method, method)}")
     print(out)

@@ -76,7 +76,7 @@ def write_lines(stem: Path, data: xr.Dataset) -> None:
 
 
 def _lines(data: xr.Dataset) -> bool:
-    return data.sizes.get("line") == data.sizes.get("x") and data.sizes.get("part") == 2
+    return bool(data.attrs.get("operator") == "kspace_lines")
 
 
 def _write(data: xr.Dataset, folder: Path) -> int:

@@ -9,6 +9,11 @@ from torch import Tensor
 
 from core.diffusion.exact_posterior import ExactPosterior
 
+SHARED = 2**13
+"""Pairs of a mask and an image computed at once where all images share the masks, which bounds the memory."""
+PAIRED = 2**10
+"""The same where each image has masks of its own: every pair then needs its own factorisation."""
+
 
 def greedy_fixed(
     posterior: ExactPosterior,
@@ -70,14 +75,36 @@ class MaskErrors:
 
     def __call__(self, masks: Tensor) -> Tensor:
         """Summed squared error (M, N) of the samples outside each of ``masks`` (M, A)."""
-        return torch.cat([self._errors(part) for part in masks.split(max(1, 2**13 // len(self.truth)))])
+        return torch.cat([self._shared(part) for part in masks.split(max(1, SHARED // len(self.truth)))])
 
-    def _errors(self, masks: Tensor) -> Tensor:
+    def paired(self, masks: Tensor) -> Tensor:
+        """Summed squared error (N, M) of each image under M masks of its own, ``masks`` (N, M, A).
+
+        Column m is the diagonal of the table of ``masks[:, m]``, without the rest of that table.
+        """
+        images = torch.arange(len(self.truth), device=masks.device).split(max(1, PAIRED // masks.shape[1]))
+        return torch.cat([self._paired(masks[part], part) for part in images])
+
+    def _shared(self, masks: Tensor) -> Tensor:
         taken = masks.double()
         projected = torch.einsum("ma,ankr->mkrn", taken, self._projected)
         squared = torch.einsum("ma,nka->mkn", taken, self._squared)
-        share, shift = self.posterior.weigh(projected, squared, taken)
+        return self._errors(masks, projected, squared, self.truth)
+
+    def _paired(self, masks: Tensor, images: Tensor) -> Tensor:
+        """Errors (n, M) of the ``images`` (n,), given by number, under ``masks`` (n, M, A)."""
+        taken = masks.double()
+        projected = torch.einsum("nma,ankr->nmkr", taken, self._projected[:, images])
+        squared = torch.einsum("nma,nka->nmk", taken, self._squared[images])
+        # A pair is a mask with one image.
+        pairs = [part.flatten(0, 1)[..., None] for part in (projected, squared)]
+        truth = self.truth[images].repeat_interleave(masks.shape[1], 0)[:, None]
+        return self._errors(masks.flatten(0, 1), pairs[0], pairs[1], truth).view(masks.shape[:2])
+
+    def _errors(self, masks: Tensor, projected: Tensor, squared: Tensor, truth: Tensor) -> Tensor:
+        """Errors (S, N) under ``masks`` (S, A) of images with samples (N, A, R), or (S, N, A, R); see ``weigh``."""
+        share, shift = self.posterior.weigh(projected, squared, masks.double())
         mixed = torch.cat((share[:, :, None], share[:, :, None] * shift), 2).flatten(1, 2).transpose(1, 2)
-        mean = (mixed.float() @ self._flat).view(len(masks), *self.truth.shape)
-        missed = (self.truth.float() - mean).square().sum(-1)
+        mean = (mixed.float() @ self._flat).unflatten(-1, truth.shape[-2:])
+        missed = (truth.float() - mean).square().sum(-1)
         return (missed * ~masks[:, None]).sum(-1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -19,6 +20,7 @@ from simulators.mri.atlas import Atlas
 from simulators.mri.digits import Digits
 from simulators.mri.knee import Knee
 from simulators.mri.mnist import read_mnist
+from simulators.mri.operators import fft2c, ifft2c, to_channels, to_complex
 from simulators.mri.phantom2d import Phantom2D
 
 _HELD_OUT = 5
@@ -31,9 +33,9 @@ class Images(Config):
 
     kind: Literal["digits", "atlas", "adaptivity", "knee", "phantom2d", "mnist", "fastmri", "files"]
     """``digits`` of scikit-learn; simulated ``atlas``, ``adaptivity``, ``knee`` and ``phantom2d``; ``mnist`` and
-    ``fastmri`` from folders, and ``files`` of one's own."""
+    ``fastmri`` from folders, and ``files`` of one's own, whose blank images are left out."""
     size: int = Field(default=32, ge=8, le=1024)
-    """Rows and columns of simulated and fastMRI images; digits have 8 and MNIST 32."""
+    """Rows and columns of simulated and fastMRI images, and of ``files`` made complex; digits have 8 and MNIST 32."""
     train: int | None = Field(default=None, ge=1)
     """Training images; all there are, or 3000 simulated ones, if null."""
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -51,6 +53,15 @@ class Images(Config):
     """``fastmri``: folder of test volumes in ``data``. ``files``: file with test images."""
     test_split: str | None = "knee_test"
     """``fastmri``: packaged list, or file, of the test volumes' names; all in the folder if null."""
+    complex: bool = False
+    """``files``: divide by the largest magnitude, take real images for complex ones of phase zero, and crop or pad
+    their k-space to ``size``."""
+
+    @model_validator(mode="after")
+    def _only_files(self) -> Self:
+        if self.complex and self.kind != "files":
+            raise InputError(f"images.complex: is for kind files, not {self.kind}")
+        return self
 
     @property
     def generated(self) -> bool:
@@ -61,7 +72,7 @@ class Images(Config):
     def shape(self) -> tuple[int, int, int] | None:
         """(C, H, W) of an image; None where only the files know."""
         if self.kind == "files":
-            return None
+            return (2, self.size, self.size) if self.complex else None
         size = 32 if self.kind == "mnist" else self.size
         return (1 if self.kind in ("digits", "mnist") else 2, size, size)
 
@@ -113,20 +124,31 @@ class Images(Config):
         """
         if self.kind in _WORLDS:
             return self._world().sample(count, self.test_seed, first)
-        if self.kind == "fastmri":
-            return self._fastmri_test(first, count)
-        if self.kind == "files":
-            images = _read(self.test_path)
-            images = images[::_HELD_OUT] if self.test_path == self.train_path else images
-        else:
-            images = _fit(Digits().test(), self.size) if self.kind == "digits" else read_mnist(self._data(), "test")
-        images = images[:: self.stride]
-        if first + count > len(images):
-            raise InputError(f"subjects: {first} to {first + count - 1}, but there are {len(images)} test images")
-        return images[first : first + count]
+        held = self._fastmri_test() if self.kind == "fastmri" else self._test()
+        if first + count > len(held):
+            raise InputError(f"subjects: {first} to {first + count - 1}, but there are {len(held)} test images")
+        wanted = held[first : first + count]
+        if isinstance(wanted, Tensor):
+            return wanted
+        return torch.cat([readers.training_images(readers.read_fastmri(p, i), self.size) for p, i in wanted])
+
+    @property
+    def available(self) -> int | None:
+        """How many test images there are; None: as many as wanted."""
+        if self.kind in _WORLDS:
+            return None
+        return len(self._fastmri_test() if self.kind == "fastmri" else self._test())
 
     def _world(self) -> Atlas | Adaptivity | Knee | Phantom2D:
         return _WORLDS[self.kind](size=self.size)
+
+    def _test(self) -> Tensor:
+        if self.kind == "files":
+            images = self._read(self.test_path)
+            images = images[::_HELD_OUT] if self.test_path == self.train_path else images
+        else:
+            images = _fit(Digits().test(), self.size) if self.kind == "digits" else read_mnist(self._data(), "test")
+        return images[:: self.stride]
 
     def _training(self) -> Tensor:
         if self.kind == "digits":
@@ -134,20 +156,27 @@ class Images(Config):
         if self.kind == "mnist":
             return read_mnist(self._data(), "train")
         if self.kind == "files":
-            images = _read(self.train_path)
+            images = self._read(self.train_path)
             held_out = torch.arange(len(images)) % _HELD_OUT == 0
             return images[~held_out] if self.test_path == self.train_path else images
         pairs = readers.fastmri_slices(self._data() / self.train_path, challenge="singlecoil", with_rss=True)
         volumes = sorted({path for path, _ in pairs})
         return torch.cat([readers.training_images(readers.read_fastmri(path), self.size) for path in volumes])
 
-    def _fastmri_test(self, first: int, count: int) -> Tensor:
+    def _fastmri_test(self) -> list[tuple[Path, int]]:
         folder = self._data() / self.test_path
-        pairs = readers.fastmri_slices(folder, self.test_split, challenge="singlecoil", with_rss=True)[:: self.stride]
-        if first + count > len(pairs):
-            raise InputError(f"subjects: {first} to {first + count - 1}, but {folder} has {len(pairs)} test slices")
-        wanted = pairs[first : first + count]
-        return torch.cat([readers.training_images(readers.read_fastmri(p, i), self.size) for p, i in wanted])
+        return readers.fastmri_slices(folder, self.test_split, challenge="singlecoil", with_rss=True)[:: self.stride]
+
+    def _read(self, path: Path) -> Tensor:
+        if not path.is_file():
+            return _read(path, 0, 0)
+        stat = path.stat()
+        images = _read(path, stat.st_mtime_ns, stat.st_size)
+        if not self.complex:
+            return images
+        known = to_complex(images) if images.shape[1] == 2 else images[:, 0].to(torch.complex64)
+        fitted = ifft2c(readers.fit_kspace(fft2c(known), self.size))
+        return to_channels(fitted / fitted.abs().max())
 
     def _data(self) -> Path:
         if self.folder is None or not self.folder.is_dir():
@@ -162,6 +191,10 @@ def _fit(images: Tensor, size: int) -> Tensor:
     return interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
-def _read(path: Path) -> Tensor:
+@lru_cache(maxsize=2)
+def _read(path: Path, modified: int, size: int) -> Tensor:
+    """The images of a file, read once as long as it does not change; blank ones have no metric and are left out."""
     found = readers.read(path, None if path.name.endswith((".h5", ".hdf5", ".mrd")) else "image")
-    return found.require_full().image() if isinstance(found, readers.KSpace) else found
+    images = found.require_full().image() if isinstance(found, readers.KSpace) else found
+    flat = images.flatten(1)
+    return images[flat.amin(1) < flat.amax(1)]

@@ -88,6 +88,7 @@ def deterministic(images: Tensor, ledger: Ledger, order: Tensor) -> Acquisition:
         residual=images.new_zeros(subjects, 0),
         restarts=none,
         collapsed=none.bool(),
+        saturated=none.bool(),
         dropped=ledger.dropped,
         forwards=0,
     )

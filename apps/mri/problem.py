@@ -72,6 +72,8 @@ class StoredPrior(Config):
     """Of ``szilard mri train-prior``, or a directory of diffusers."""
     path: Path
     """The folder."""
+    precision: Precision = "float32"
+    """Inside a network, when it is used."""
 
 
 PriorSettings = Annotated[MixtureSettings | NetworkSettings | StoredPrior, Field(discriminator="kind")]
@@ -229,11 +231,10 @@ def fit_prior(
 def prior_of(settings: PriorSettings, images: Images, context: Context) -> Prior:
     """The prior, fitted once for the study or read from its folder, on the device of ``context``."""
     if isinstance(settings, StoredPrior):
-        return load_prior(settings.path, context.device)
-    prior = load_prior(context.product(FittedPrior(images=images, prior=settings)), context.device)
-    if isinstance(settings, NetworkSettings) and isinstance(prior, NetworkPrior):
-        prior.precision = settings.precision
-    return prior
+        return load_prior(settings.path, context.device, precision=settings.precision)
+    precision = settings.precision if isinstance(settings, NetworkSettings) else "float32"
+    folder = context.product(FittedPrior(images=images, prior=settings))
+    return load_prior(folder, context.device, precision=precision)
 
 
 def scale_warning(images: Tensor, prior: Prior) -> str:
@@ -241,7 +242,7 @@ def scale_warning(images: Tensor, prior: Prior) -> str:
     norm, usual = float(images.flatten(1).norm(dim=1).mean()), prior.training_norm
     if usual is None or 1 / FAR_SCALE < norm / usual < FAR_SCALE:
         return ""
-    return f"the images have norm {norm:.3g}, the prior's training images have {usual:.3g}: are they scaled alike?"
+    return f"the images have norm {norm:.3g}, the prior's training images {usual:.3g}"
 
 
 def sample_variance(operator: Operator, images: Tensor) -> Tensor:

@@ -49,6 +49,11 @@ def dataset(
         "actions": (("subject",), outcome.mask.sum(1), {"units": "1", "long_name": "actions acquired"}),
         "restarts": (("subject",), outcome.restarts, {"units": "1", "long_name": "particles restarted"}),
         "collapsed": (("subject",), outcome.collapsed, {"units": "1", "long_name": "particles agreed on everything"}),
+        "saturated": (
+            ("subject",),
+            outcome.saturated,
+            {"units": "1", "long_name": "scores could not tell"},
+        ),
         "dropped": (("subject",), outcome.dropped, {"units": "1", "long_name": "requests not delivered"}),
         "mask": (("subject", "line"), outcome.mask, {"units": "1", "long_name": "acquired"}),
         "acq_order": (("subject", "acquisition"), outcome.order, {"units": "1", "long_name": "action acquired"}),

@@ -54,7 +54,7 @@ class Regret(Run):
         rows = []
         for i in range(len(self.compared)):
             masks = torch.as_tensor(inputs[f"compared.{i}"]["mask"].values > 0, device=context.device)
-            rows.append(errors(masks).diagonal())
+            rows.append(errors.paired(masks[:, None])[:, 0])
         found = {
             "nmse": (("method", "subject"), (torch.stack(rows) / energy).cpu().numpy()),
             "nmse_greedy": (("subject",), (_clairvoyant(errors, initial, self.problem.budget) / energy).cpu().numpy()),
@@ -71,8 +71,7 @@ def _clairvoyant(errors: MaskErrors, initial: Tensor, budget: int) -> Tensor:
     for _ in range(budget - int(initial.sum())):
         # All subjects hold as many actions; each tries all of its own.
         tried = masks[:, None] | torch.eye(len(initial), dtype=torch.bool, device=masks.device)
-        found = torch.stack([errors(tried[i])[:, i] for i in range(images)])
-        found = torch.where(masks, math.inf, found)
+        found = torch.where(masks, math.inf, errors.paired(tried))
         best, action = found.min(1)
         masks[torch.arange(images), action] = True
     return best

@@ -23,6 +23,7 @@ from apps.mri.methods import ADAPTIVE, SAMPLED, Method, Sequential, deterministi
 from apps.mri.preparation import Calibrate, Search, TunedWeight
 from apps.mri.problem import PriorSettings, Problem, prior_of, scale_warning
 from apps.mri.recording import concatenate, dataset, read_part, write_part
+from apps.mri.table import FAULTS
 from core.diffusion.prior import Prior
 from core.errors import InputError
 from core.study import Config, Context, Run
@@ -90,6 +91,8 @@ class Acquire(Run):
     """Of particles, masks and scanner."""
     record: int
     """Subjects of the shard whose images are kept."""
+    particles: bool = False
+    """Whether every particle of these images is."""
     reference_mask: FixedRule
     """The mask that other reconstructions get."""
     searched: Search | None = None
@@ -179,7 +182,8 @@ class Acquire(Run):
         seconds = (time.perf_counter() - started) / count
         self._log_faults(outcome, first, context)
         region = None if self.region is None else self.region.weights(ready.operator.shape) == 1
-        found = dataset(target, outcome, first=first, seconds=seconds, recorded=recorded, region=region)
+        kept = self.particles and outcome.particles.shape[1] > 1
+        found = dataset(target, outcome, first=first, seconds=seconds, recorded=recorded, region=region, particles=kept)
         warning = "" if ready.prior is None else scale_warning(target, ready.prior)
         if warning:
             context.log(warning=warning)
@@ -264,7 +268,7 @@ class Acquire(Run):
             return deterministic(ready.reconstruct(ledger.samples, ledger.mask), ledger, order)
 
     def _log_faults(self, outcome: Acquisition, first: int, context: Context) -> None:
-        counts = {name: getattr(outcome, name) for name in ("restarts", "collapsed", "dropped")}
+        counts = {name: getattr(outcome, name) for name in FAULTS}
         if self.method != "ads_stop":
             counts["short"] = (self.problem.budget - outcome.mask.sum(1)).clamp(min=0)
         for name, count in counts.items():

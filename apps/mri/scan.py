@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apps.mri.masks import MaskProblem
+from apps.mri.problem import scale_warning
 from core.diffusion.mixture import GaussianMixturePrior
 from core.diffusion.prior import Prior
 from core.errors import InputError
@@ -26,12 +27,11 @@ from simulators.mri.operators import (
     to_complex,
 )
 from simulators.mri.readers import KSpace, fit_kspace
+from simulators.mri.readers.kspace import WHOLE
 from simulators.mri.scanner import Instrument, RecordedScanner, Scanner
 
 CALIBRATION_LINES = 16
 """Central lines from which coil maps are estimated, at least."""
-FAR_SCALE = 1e3
-"""Ratio of norms from which data are taken to be scaled otherwise than the prior's training images."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Scan:
         operator: the measurement as the reconstruction knows it.
         initial: ``(1, A)`` actions held from the start.
         target: ``(1, C, H, W)`` the true image, or ``(1, 1, H, W)`` its magnitude; None where it is not known.
+        variance: ``(A,)`` of the prior's images in each action's samples: the order of actions that score alike.
         scale: factor by which the file's numbers were multiplied.
         size: rows and columns in the file; where they are not the operator's, k-space was cropped or padded.
         warning: what a careful user should know; empty if nothing.
@@ -52,6 +53,7 @@ class Scan:
     operator: Operator
     initial: Tensor
     target: Tensor | None
+    variance: Tensor
     scale: float
     size: tuple[int, int]
     warning: str = ""
@@ -101,16 +103,19 @@ def open_scan(
         raise InputError(f"{path}: complex images, but the prior is of real ones")
     if prior.shape[0] == 1:
         if tuple(image.shape[1:]) != tuple(prior.shape):
-            raise InputError(f"{path}: images of shape {tuple(image.shape[1:])}, but the prior's are {prior.shape}")
-        factor = 1.0 if scale is None else scale
-        return _simulated(Pixels(prior.shape), factor * image, prior, factor, size, initial, device)
+            raise InputError(
+                f"{path}: images of shape {tuple(image.shape[1:])}, but the prior is of real ones of shape "
+                f"{tuple(prior.shape)}, which are scanned pixel by pixel; k-space lines need a prior of complex images"
+            )
+        pixels = Pixels(prior.shape)
+        start, usual = _central(pixels, initial).to(device), _usual(pixels, prior, device)
+        return _simulated(pixels, image, prior, 1.0 if scale is None else scale, size, start, usual)
     complex_image = to_complex(image) if image.shape[1] == 2 else image[:, 0].to(torch.complex64)
     fitted = to_channels(ifft2c(fit_kspace(fft2c(complex_image), prior.shape[1:])))
     operator = KSpaceLines(prior.shape)
-    factor = _factor(
-        scale, operator.forward(fitted.to(device)), _central(operator, initial).to(device), operator, prior
-    )
-    return _simulated(operator, factor * fitted, prior, factor, size, initial, device)
+    start, usual = _central(operator, initial).to(device), _usual(operator, prior, device)
+    factor = _factor(scale, operator.forward(fitted.to(device)), start, usual)
+    return _simulated(operator, fitted, prior, factor, size, start, usual)
 
 
 def _from_kspace(
@@ -143,10 +148,19 @@ def _from_kspace(
         target = combine(kspace)[:, None] if full else None
     lines = kspace.movedim(-1, 1)
     components = operator.components(lines[:, :, 0] if coils == 1 else lines).to(device)
-    factor = _factor(scale, components, start.to(device), operator, prior)
+    usual = _usual(operator, prior, device)
+    factor = _factor(scale, components, start.to(device), usual)
     scanner = RecordedScanner(operator, factor * components, available[None].to(device))
-    truth = None if target is None else (factor * target).to(device)
-    return Scan(scanner, operator, start[None].to(device), truth, factor, found.size, _warning(factor * image, prior))
+    return Scan(
+        scanner,
+        operator,
+        start[None].to(device),
+        None if target is None else (factor * target).to(device),
+        usual.var(0).sum(-1),
+        factor,
+        found.size,
+        _warning(factor * image, prior),
+    )
 
 
 def _whole_lines(fitted: KSpace, number: int, path: str) -> Tensor:
@@ -155,12 +169,9 @@ def _whole_lines(fitted: KSpace, number: int, path: str) -> Tensor:
     left, right = fitted.padding
     available[:left] = False
     available[right:] = False
-    points = fitted.points[number]
-    rows = points.any(1)
-    share = points[rows][:, available].float().mean() if bool(available.any()) else torch.zeros(())
-    if float(share) < 0.9:
+    if (share := fitted.filled(number)) < WHOLE:
         raise InputError(
-            f"{path}: its lines hold {float(share):.0%} of their samples: points, not lines, were left out, and a line "
+            f"{path}: its lines hold {share:.0%} of their samples: points, not lines, were left out, and a line "
             "cannot be acquired from it"
         )
     return available
@@ -172,13 +183,12 @@ def _simulated(
     prior: Prior,
     factor: float,
     size: tuple[int, int],
-    initial: int | None,
-    device: torch.device | str,
+    start: Tensor,
+    usual: Tensor,
 ) -> Scan:
-    target = target.to(device)
-    start = _central(operator, initial)
-    scanner = Scanner(operator, target)
-    return Scan(scanner, operator, start[None].to(device), target, factor, size, _warning(target, prior))
+    target = factor * target.to(usual.device)
+    scanner, variance = Scanner(operator, target), usual.var(0).sum(-1)
+    return Scan(scanner, operator, start[None], target, variance, factor, size, _warning(target, prior))
 
 
 def _central(operator: Operator, initial: int | None, coils: int = 1) -> Tensor:
@@ -199,7 +209,15 @@ def _not_empty(values: Tensor, number: int, path: str | Path) -> None:
         raise InputError(f"{path}: slice {number} holds nothing but zeros")
 
 
-def _factor(scale: float | None, samples: Tensor, start: Tensor, operator: Operator, prior: Prior) -> float:
+def _usual(operator: Operator, prior: Prior, device: torch.device | str) -> Tensor:
+    """Samples (N, A, R) of images that the prior knows."""
+    generator = torch.Generator(device).manual_seed(0)
+    if isinstance(prior, GaussianMixturePrior):
+        return operator.forward(prior.draw(256, generator))
+    return operator.forward(prior.sample(16, steps=20, generator=generator))
+
+
+def _factor(scale: float | None, samples: Tensor, start: Tensor, usual: Tensor) -> float:
     """The factor that brings the initial actions of ``samples`` (1, A, R) to the norm that they have in the prior.
 
     Nothing but the initial actions is looked at: what is not acquired must not decide how the data are scaled.
@@ -208,19 +226,9 @@ def _factor(scale: float | None, samples: Tensor, start: Tensor, operator: Opera
         return scale
     if not bool(start.any()):
         return 1.0
-    generator = torch.Generator(samples.device).manual_seed(0)
-    if isinstance(prior, GaussianMixturePrior):
-        images = prior.draw(256, generator)
-    else:
-        images = prior.sample(16, steps=20, generator=generator)
-    usual = operator.forward(images)[:, start].square().sum((1, 2)).mean().sqrt()
-    return float(usual / samples[:, start].norm())
+    return float(usual[:, start].square().sum((1, 2)).mean().sqrt() / samples[:, start].norm())
 
 
 def _warning(image: Tensor, prior: Prior) -> str:
-    norm, usual = float(image.norm()), prior.training_norm
-    if usual is None or 1 / FAR_SCALE < norm / usual < FAR_SCALE:
-        return ""
-    return (
-        f"the image has norm {norm:.3g}, the prior's training images {usual:.3g}: give --scale, or leave it to the tool"
-    )
+    said = scale_warning(image, prior)
+    return f"{said}: give --scale, or leave it to the tool" if said else ""

@@ -13,6 +13,7 @@ from apps.mri.export import write_lines
 from apps.mri.figures import Snapshot, acquisition_gif, acquisition_picture
 from apps.mri.recording import write_part
 from apps.mri.scan import Scan
+from apps.mri.table import FAULTS
 from core import files
 from simulators.mri.operators import Pixels
 
@@ -54,7 +55,7 @@ def print_scan(found: xr.Dataset, scan: Scan) -> None:
             table.add_row(label, f"{float(found[name][0]):.4g} (one subject: no interval)")
     if "psnr" not in found:
         table.add_row("truth", "not known: the file is undersampled")
-    for fault in ("restarts", "collapsed", "dropped"):
+    for fault, what in FAULTS.items():
         if float(found[fault][0]):
-            table.add_row(fault, str(int(found[fault][0])))
+            table.add_row(fault, f"{int(found[fault][0])} ({what})")
     Console(highlight=False).print(table)

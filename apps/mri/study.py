@@ -43,6 +43,8 @@ class Subjects(Config):
     """Subjects of a run, so that an engine can share them out; all if null."""
     record: int = Field(default=16, ge=1)
     """Subjects of each run whose images are kept."""
+    particles: bool = False
+    """Keep every particle of these images too, not their mean and spread only."""
 
 
 class StopRule(Config):
@@ -105,6 +107,9 @@ class Comparison(Problem):
         for name, settings in (("loupe", self.loupe), ("policy", self.policy)):
             if settings is not None and settings.budget != self.budget:
                 raise InputError(f"{self.name}: {name}.budget must be the problem's, {self.budget}")
+        # LOUPE's preselected lines are its own; a policy acquires one after another, and starts where the others do.
+        if self.policy is not None and self.policy.center_lines != self.initial:
+            raise InputError(f"{self.name}: policy.center_lines must be the problem's initial, {self.initial}")
         if len(set(self.methods)) < len(self.methods):
             raise InputError(f"{self.name}: methods: one stands there twice")
         if self.sampling.particles < 2 and set(self.methods) & set(ADAPTIVE):
@@ -245,6 +250,7 @@ class MRIStudy(Study):
                     at_once=s.subjects.at_once or min(size, end - first),
                     seed=seed,
                     record=s.subjects.record,
+                    particles=s.subjects.particles,
                     reference_mask=s.reference_mask,
                     region=s.region,
                     **inputs,  # type: ignore[arg-type]
@@ -303,7 +309,7 @@ class MRIStudy(Study):
                 s.name, s.operator, found, [results[run] for run in self.regrets(s)] if s.regret else ()
             )
             notes += losses_of(s, metrics) + notes_of(s, found)
-            groups[f"/{s.name}"] = _merged(found, s.budget)
+            groups[f"/{s.name}"] = _merged(found, s.budget).assign_attrs(operator=s.operator)
             everything[s.name] = found
         drawn = figures.of_budgets({s.name: s for s in self.compared}, everything) + drawn
         absent = {s.name: s.images.missing for s in self.scenarios if s not in self.compared and not self.smoke}
@@ -311,11 +317,13 @@ class MRIStudy(Study):
         if self.smoke:
             notes.insert(0, "A smoke run: simulated images, 20 steps, hardly trained networks: no result.")
             evidence, absent = {}, {s.name: "a smoke run decides nothing" for s in self.scenarios}
-        claims = decide(Evidence(evidence, absent), self.claims)
+        subjects = {s.name: (s.subjects.first, s.subjects.count) for s in self.compared}
+        claims = decide(Evidence(evidence, absent, subjects), self.claims)
         notes.append(MEASURES)
         notes.append(
             "Intervals are 95 % percentile bootstrap intervals over subjects (Wilson's for a share). All methods of a "
-            "scenario met the same subjects, with the same noise of particles and scanner; nothing was tuned on them."
+            "scenario met the same subjects, with the same noise of particles and scanner. p values of a scenario's "
+            "rivals are adjusted together (Holm)."
         )
         return Analysis(table, claims, drawn, xr.DataTree.from_dict(groups), notes)
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from apps.mri.calibration import coverage, errors_and_spread
 from apps.mri.methods import NAMES
-from core.stats import Interval, mean_interval, paired_difference, proportion_interval
+from core.stats import Interval, holm, mean_interval, paired_difference, proportion_interval
 from core.study import Row
 from core.study.numbers import estimate
 
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 RESAMPLES = 2000
 METRICS = {"psnr": "dB", "ssim": "1", "mae": "1", "nmse": "1", "nmse_region": "1", "actions": "1"}
+FAULTS = {
+    "restarts": "particles that guidance blew up",
+    "collapsed": "subjects whose particles agreed on everything",
+    "saturated": "subjects whose particles disagreed on everything, beyond what the score can tell",
+    "dropped": "requests that were not delivered",
+}
+"""What goes wrong and is survived: counts in a run's dataset."""
 MEASURES = (
     "All metrics are taken of what is looked at: the magnitude of complex images, and real images mapped from [-1, 1] "
     "to [0, 1]. PSNR and SSIM take the largest value of each target as their range; SSIM has a uniform 7 x 7 window. "
@@ -34,25 +41,36 @@ def metrics_of(data: xr.Dataset) -> dict[str, np.ndarray]:
 def rows_of(s: Comparison, metrics: Mapping[str, Mapping[str, np.ndarray]]) -> list[Row]:
     """Every metric of every method, and by how much ADS is better in the main one."""
     rows: list[Row] = []
-
-    def row(method: str, metric: str, unit: str, i: Interval) -> None:
-        rows.append(Row(s.name, method, metric, unit, i.mean, i.low, i.high, i.n))
-
-    main = "mae" if s.operator in ("pixels", "columns") else "psnr"
     for method, values in metrics.items():
         for metric, unit in METRICS.items():
             if metric not in values or (metric == "actions" and np.ptp(values[metric]) == 0):
                 continue
             name = metric.upper() if "_" not in metric and metric != "actions" else metric.replace("_", " ")
-            row(method, name, unit, mean_interval(values[metric], resamples=RESAMPLES))
-        if method == "ads" or "ads" not in metrics:
-            continue
-        ours, theirs = metrics["ads"][main], values[main]
-        better = ours < theirs if main == "mae" else ours > theirs
-        gain = paired_difference(*((theirs, ours) if main == "mae" else (ours, theirs)), resamples=10_000)
-        row(method, f"gain of ADS in {main.upper()}", METRICS[main], gain)
-        row(method, "ADS is better", "share", proportion_interval(int(better.sum()), len(better)))
-        rows.append(Row(s.name, method, "p of the gain", "1", gain.p, n=gain.n))
+            rows.append(_row(s, method, name, unit, mean_interval(values[metric], resamples=RESAMPLES)))
+    return rows + _gains(s, metrics)
+
+
+def _row(s: Comparison, method: str, metric: str, unit: str, i: Interval) -> Row:
+    return Row(s.name, method, metric, unit, i.mean, i.low, i.high, i.n)
+
+
+def _gains(s: Comparison, metrics: Mapping[str, Mapping[str, np.ndarray]]) -> list[Row]:
+    """By how much ADS is better than each other method, in how many subjects, and p adjusted for all rivals (Holm)."""
+    main = "mae" if s.operator in ("pixels", "columns") else "psnr"
+    sign = -1 if main == "mae" else 1
+    rivals = [method for method in metrics if method != "ads"] if "ads" in metrics else []
+    pairs = [(sign * metrics["ads"][main], sign * metrics[method][main]) for method in rivals]
+    gains = [paired_difference(*pair, resamples=10_000) for pair in pairs]
+    if not gains:
+        return []
+    adjusted = holm(np.array([gain.p for gain in gains], float))
+    rows: list[Row] = []
+    for method, (ours, theirs), gain, p in zip(rivals, pairs, gains, adjusted, strict=True):
+        rows.append(_row(s, method, f"gain of ADS in {main.upper()}", METRICS[main], gain))
+        if untied := int((ours != theirs).sum()):
+            share = proportion_interval(int((ours > theirs).sum()), untied)
+            rows.append(_row(s, method, "ADS is better, ties left out", "share", share))
+        rows.append(Row(s.name, method, "p of the gain (Holm)", "1", float(p), n=gain.n))
     return rows
 
 
@@ -120,14 +138,8 @@ def notes_of(s: Comparison, found: Mapping[str, xr.Dataset]) -> list[str]:
     taken = found["ads"].actions.values if "ads" in found else np.array([s.budget])
     if s.sampling.schedule == "reference" and np.any(taken != s.budget):
         notes.append(f"{s.name}: the reference's schedule took {taken.max():.0f} actions, the budget is {s.budget}.")
-    faults = {
-        fault: int(sum(float(data[fault].sum()) for data in found.values()))
-        for fault in ("restarts", "collapsed", "dropped")
-    }
+    faults = {fault: int(sum(float(data[fault].sum()) for data in found.values())) for fault in FAULTS}
     if any(faults.values()):
         said = ", ".join(f"{count} {fault}" for fault, count in faults.items() if count)
-        notes.append(
-            f"{s.name}: {said} (restarts: particles that guidance blew up; collapsed: subjects whose particles "
-            "agreed on everything; dropped: requests that were not delivered)."
-        )
+        notes.append(f"{s.name}: {said} ({'; '.join(f'{name}: {what}' for name, what in FAULTS.items())}).")
     return notes

@@ -362,6 +362,16 @@ def test_particles_that_agree_fall_back_to_the_given_order(score):
     assert not run(6, score=score).collapsed.any()
 
 
+def test_particles_that_disagree_beyond_the_score_fall_back_too_and_it_is_said():
+    """At a tiny belief width every line is worth log P: what is free to vary most is asked for first."""
+    fallback = torch.rand(LINES, generator=seeded(3))
+    found = run(4, fallback=fallback, sigma=1e-9)
+    assert found.order.tolist() == [fallback.argsort(descending=True)[:4].tolist()] * 2
+    assert found.saturated.tolist() == [True, True]
+    assert not found.collapsed.any()
+    assert not run(4, fallback=fallback).saturated.any()
+
+
 class Bursting(GaussianMixturePrior):
     """Sees infinite noise in particle 0 of the first subject at some evaluations."""
 

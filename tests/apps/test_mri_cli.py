@@ -13,7 +13,6 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from PIL import Image
-from pydantic import PositiveInt
 from safetensors.torch import load_file
 
 from apps.cli import main
@@ -183,10 +182,6 @@ def test_a_prior_of_a_users_file(szilard, tmp_path, write):
 
 
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(szilard, priors, tmp_path, monkeypatch):
-    class Often(training.Training):
-        checkpoint_every: PositiveInt = 2
-
-    monkeypatch.setattr(cli, "Training", Often)
     arguments = ("train-prior", "digits", "--count", 40, "--kind", "unet", "--widths", "4,8", "--depth", 1)
     arguments += ("--steps", 6, "--batch", 4, "--learning-rate", 1e-2)
     assert szilard(*arguments, "--out", tmp_path / "whole")[0] == 0
@@ -210,7 +205,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(szilard, priors,
     assert code == 2
     assert "seed 42, but this training has 7; remove the file to start anew" in err
     assert szilard(*arguments, "--out", tmp_path / "killed")[0] == 0
-    assert done == [4, 5]  # from the last checkpoint on
+    assert done == [5]  # from the last checkpoint on
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "killed"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -224,13 +219,59 @@ def test_a_network_is_adapted_to_other_images(szilard, priors, tmp_path, how):
     winners = Atlas(SIZE).sample(12, 9)
     np.save(tmp_path / "site.npy", to_complex(winners).numpy())
     arguments = ("train-prior", tmp_path / "site.npy", "--start", priors / "unet", "--adaptation", how)
-    code, _, err = szilard(*arguments, "--steps", 2, "--batch", 4, "--learning-rate", 1e-2, "--out", tmp_path / "new")
+    arguments += ("--steps", 2, "--batch", 4, "--learning-rate", 1e-2, "--out", tmp_path / "new")
+    code, text, err = szilard(*arguments)
     assert code == 0, err
     old, new = load_prior(priors / "unet"), load_prior(tmp_path / "new")
     assert isinstance(new, NetworkPrior)
     assert new.shape == old.shape
     weights = new.state_dict()
     assert any(not torch.equal(value, weights[name]) for name, value in old.state_dict().items())
+    rows = json.loads((tmp_path / "new" / "adaptation.json").read_text())
+    found = {(row["method"], row["metric"]): row for row in rows}
+    assert {method for method, _ in found} == {"before", "finetune", how}
+    for method in {"finetune", how}:
+        for metric in ("SSIM, new images", "denoising error, old images", "gain in SSIM", "drift"):
+            row = found[method, metric]
+            assert row["low"] <= row["mean"] <= row["high"]
+            assert row["n"] == 3  # every fifth image of the file was kept from the training
+            assert metric in text
+    # Both were started from again: nothing is trained anew.
+    (tmp_path / "new" / "prior.json").unlink()
+    assert szilard(*arguments)[0] == 0
+    again = load_prior(tmp_path / "new").state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in again.items())
+
+
+def test_magnitude_images_make_a_prior_of_k_space(szilard, acquire, priors, tmp_path):
+    """The file's blank images are left out; its real images become complex ones of another size."""
+    images = Atlas(24).sample(30, 3).norm(dim=1)
+    images[:5] = 0
+    nibabel.save(nibabel.Nifti1Image(200 * images.movedim(0, -1).numpy(), np.eye(4)), tmp_path / "mine.nii.gz")
+    few = ("--components", 2, "--rank", 3)
+    arguments = ("train-prior", tmp_path / "mine.nii.gz", "--size", SIZE, *few, "--out", priors / "mine")
+    code, _, err = szilard(*arguments)
+    assert code == 2
+    assert "--size 16: a file keeps its own, unless --complex" in err
+    code, _, err = szilard(*arguments, "--complex")
+    assert code == 0, err
+    assert "20 images" in err
+    prior = load_prior(priors / "mine")
+    assert prior.shape == (2, SIZE, SIZE)
+    assert 0.5 < float(prior.means.abs().max()) <= 1.0
+    found, *_ = acquire([tmp_path / "mine.nii.gz", "--kind", "image", "--slice", 7], "--budget", 4, prior="mine")
+    assert mask_of(found).sum() == 4
+    code, _, err = szilard("train-prior", "atlas", "--complex", "--out", tmp_path / "no")
+    assert code == 2
+    assert "--complex: is for images of a file" in err
+
+
+def test_a_mixture_does_not_take_the_place_of_an_unfinished_network(szilard, tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "checkpoint").write_bytes(b"half a network")
+    code, _, err = szilard(*ATLAS, "--out", tmp_path / "p")
+    assert code == 2
+    assert "unfinished training of a U-Net" in err
 
 
 # ---- acquire
@@ -373,9 +414,23 @@ def test_a_scale_far_off_is_warned_of_in_one_line(acquire, write):
     _, _, err = acquire(write("npy"), "--scale", 1e5, "--budget", 2)
     warnings = [line for line in err.splitlines() if line.startswith("warning")]
     assert len(warnings) == 1
-    assert "the image has norm" in warnings[0]
+    assert "the images have norm" in warnings[0]
     assert warnings[0].endswith("give --scale, or leave it to the tool")
     assert "warning" not in acquire(write("npy"), "--budget", 2, out="right")[2]
+
+
+def test_what_a_careful_user_should_know_is_a_warning_of_one_line(acquire, write, priors, tmp_path):
+    assert "warning" not in acquire(write("npy"), "--budget", 4)[2]
+    _, _, err = acquire(write("npy"), "--budget", 1, out="none")
+    assert "warning: the 1 initial lines are the whole budget, nothing is left to choose" in err
+    # Of a belief far narrower than the particles' spread every line is worth log P.
+    found, text, err = acquire(write("npy"), "--budget", 5, "--sigma", 1e-6, out="narrow")
+    assert "warning: the particles disagreed on every line by more than the score can tell" in err
+    assert "saturated" in text
+    prior = load_prior(priors / "atlas")
+    energy = fft2c(to_complex(prior.draw(256, torch.Generator().manual_seed(0)))).abs().square().sum(1).mean(0)
+    energy[SIZE // 2] = 0
+    assert set(order_of(found)) <= set(energy.topk(6).indices.tolist())  # not the edge of k-space, where ties begin
 
 
 def test_the_stop_rule_stops_early_and_leaves_a_whole_record(acquire, write, tmp_path):
@@ -484,7 +539,7 @@ def test_the_default_methods_fit_the_measurement(szilard, monkeypatch, tmp_path)
 def test_info_says_what_a_file_holds(szilard, write, subject):
     said = {name: szilard("info", *write(name))[1] for name in ("npy", "nifti", "fastmri", "cfl")}
     for name in ("npy", "fastmri", "cfl"):
-        assert "k-space of 1 slices, 1 coil " in said[name]
+        assert "k-space of 1 slice, 1 coil " in said[name]
         assert "16 x 16" in said[name]
         assert "fully" in said[name]
         assert f"{float(subject.abs().square().sum().sqrt()):.4g}" in said[name]
@@ -530,8 +585,8 @@ REFUSALS = [
     ([*SCAN, "--initial", "17"], "initial: 17, must be between 0 and 16"),
     ([*SCAN, "--slice", "1"], "slice 1, must be between 0 and 0"),
     ([*SCAN, "--scale", "0"], "scale: 0.0, must be greater than 0"),
-    ([*SCAN, "--window", "0.6,0.2"], "window: steps 24 to 8, must be 0 <= start < end <= steps = 40"),
-    ([*SCAN, "--window", "0,1.5"], "window: steps 0 to 60, must be"),
+    ([*SCAN, "--window", "0.6,0.2"], "--window 0.6,0.2: must be 0 <= from < to <= 1"),
+    ([*SCAN, "--window", "0,1.5"], "--window 0,1.5: must be 0 <= from < to <= 1"),
     ([*SCAN, "--window", "early"], "--window early: must be two numbers separated by a comma"),
     ([*SCAN, "--score", "magic"], "--score magic: must be one of kl, "),
     ([*SCAN, "--steps", "100001"], "acquire: steps = 100001: must be less than or equal to 100000"),
@@ -557,7 +612,7 @@ REFUSALS = [
     (["train-prior", "mnist", "--data", "absent", "--out", "OUT"], "mnist: absent does not exist"),
     ([*COMPARE, "--budgets", "17"], "atlas_B17: budget 17, must be at most the 16 actions"),
     ([*COMPARE, "--budgets", "0"], "scenarios.0.budget = 0: must be greater than or equal to 1"),
-    ([*COMPARE, "--budgets", "4,4"], "two have the same name"),
+    ([*COMPARE, "--budgets", "4,4"], "--budgets 4,4: one stands there twice"),
     ([*COMPARE, "--budgets", "many"], "--budgets many: must be whole numbers"),
     ([*COMPARE, "--methods", "ads,magic"], "= \"magic\": must be 'ads', "),
     ([*COMPARE, "--methods", "ads,loupe"], "method loupe needs the key loupe"),
@@ -688,7 +743,7 @@ def brain():
 def test_a_real_slice_is_described_and_refused(szilard, brain, priors, tmp_path):
     code, text, _ = szilard("info", brain, "--kind", "kspace")
     assert code == 0
-    assert "1 slices, 8 coils" in text
+    assert "1 slice, 8 coils" in text
     assert "230 x 180" in text
     assert "12.43% of all positions" in text
     code, _, err = szilard("acquire", brain, "--kind", "kspace", "--prior", priors / "large", "--out", tmp_path / "o")

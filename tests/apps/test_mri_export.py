@@ -37,9 +37,10 @@ def scenario(method="ads", *, lines=WIDTH, part=2):
     return xr.Dataset(data, {"subject": [40, 41, 42, 43]})
 
 
-def whole(**options):
+def whole(operator="kspace_lines", **options):
     methods = [scenario(name, **options) for name in ORDERS]
-    return xr.concat(methods, xr.Variable("method", list(ORDERS))).expand_dims(budget=[4], seed=[0])
+    data = xr.concat(methods, xr.Variable("method", list(ORDERS))).expand_dims(budget=[4], seed=[0])
+    return data.assign_attrs(operator=operator)
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def study(tmp_path):
     """A finished study of two scenarios of k-space lines and one of another measurement."""
     folder = tmp_path / "study"
     folder.mkdir()
-    groups = {"/lines": whole(), "/also": whole(), "/pixels": whole(part=1), "/points": whole(lines=4)}
+    groups = {"/lines": whole(), "/also": whole(), "/pixels": whole("pixels", part=1), "/columns": whole("columns")}
     xr.DataTree.from_dict(groups).to_netcdf(folder / "results.nc", engine="h5netcdf")
     return folder
 
@@ -115,9 +116,9 @@ def test_a_population_of_equal_masks_is_that_mask(study, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scenario": "absent"}, "no scenario absent; there are lines, also, pixels, points"),
+        ({"scenario": "absent"}, "no scenario absent; there are lines, also, pixels, columns"),
         ({"scenario": "pixels"}, "pixels is not of k-space lines, which alone can be exported"),
-        ({"scenario": "points"}, "points is not of k-space lines, which alone can be exported"),
+        ({"scenario": "columns"}, "columns is not of k-space lines, which alone can be exported"),
         ({"method": "vds"}, "lines has no method vds; there are ads, pg, lowpass"),
     ],
 )
@@ -139,7 +140,7 @@ def test_a_folder_without_results_or_with_damaged_ones_is_refused(study, tmp_pat
 
 def test_a_study_without_lines_has_nothing_to_export(tmp_path):
     (tmp_path / "study").mkdir()
-    tree = xr.DataTree.from_dict({"/pixels": whole(part=1)})
+    tree = xr.DataTree.from_dict({"/pixels": whole("pixels", part=1)})
     tree.to_netcdf(tmp_path / "study" / "results.nc", engine="h5netcdf")
     with pytest.raises(InputError, match="no scenario of k-space lines"):
         export_masks(tmp_path / "study", tmp_path / "out")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from apps.mri.greedy_fixed import MaskErrors, greedy_fixed
+from apps.mri.greedy_fixed import PAIRED, SHARED, MaskErrors, greedy_fixed
+from apps.mri.regret import _clairvoyant
 from core.diffusion import ExactPosterior, GaussianMixturePrior
 from simulators.mri.operators import Columns, KSpaceLines, Pixels
 
@@ -65,9 +66,41 @@ def test_errors_are_those_of_the_exact_posterior_mean(name, sigma):
 def test_errors_do_not_depend_on_how_many_masks_are_asked_at_once():
     posterior, images = problem()
     errors, masks = MaskErrors(posterior, images), masks_of(posterior.measurement, 700)
-    assert len(masks) > 2 * (2**13 // len(images))
+    assert len(masks) > 2 * (SHARED // len(images))
     whole = errors(masks)
     torch.testing.assert_close(torch.cat([errors(part) for part in masks.split(50)]), whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("sigma", [0.0, 0.3])
+def test_paired_errors_are_those_of_the_full_table(name, sigma):
+    posterior, images = problem(name, sigma)
+    errors, count = MaskErrors(posterior, images), len(images)
+    masks = masks_of(posterior.measurement, 3 * count).view(3, count, -1).transpose(0, 1)
+    found = errors.paired(masks)
+    assert found.shape == (count, 3)
+    for column in range(3):
+        diagonal = errors(masks[:, column]).diagonal()
+        torch.testing.assert_close(found[:, column], diagonal, rtol=1e-4, atol=1e-6)
+    assert found.max() > 0.1
+
+
+def test_paired_errors_do_not_depend_on_how_many_are_asked_at_once():
+    posterior, images = problem()
+    errors = MaskErrors(posterior, images)
+    masks = masks_of(posterior.measurement, 24 * 700).view(24, 700, 8)
+    assert masks.shape[1] < PAIRED < masks[:, :, 0].numel()
+    parts = [errors.paired(part) for part in masks.split(50, 1)]
+    torch.testing.assert_close(errors.paired(masks), torch.cat(parts, 1), rtol=1e-4, atol=1e-6)
+
+
+def test_the_clairvoyant_takes_what_helps_each_subject_most():
+    posterior, images = problem()
+    initial = torch.arange(8) == 4
+    found = _clairvoyant(MaskErrors(posterior, images), initial, 4)
+    for image, error in zip(images, found, strict=True):
+        _, alone = greedy_fixed(posterior, image[None], initial, 4)
+        assert error.item() == pytest.approx(alone[-1].item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -62,7 +62,8 @@ def test_taken_lines_have_no_chance():
 def chosen(policy, samples):
     """Masks and orders of the policy when a scanner answers with ``samples``."""
     scanner = RecordedScanner(OPERATOR, samples, torch.ones(samples.shape[:2], dtype=torch.bool))
-    mask, _, order = policy.chooser(ZERO_FILLED).acquire(scanner)
+    ledger, order = policy.chooser(ZERO_FILLED).acquire(scanner)
+    mask = ledger.mask
     return mask, order
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from apps.mri.ads import ADS, Sampling
-from apps.mri.scan import CALIBRATION_LINES, FAR_SCALE, open_scan
+from apps.mri.problem import FAR_SCALE
+from apps.mri.scan import CALIBRATION_LINES, open_scan
 from core.errors import InputError
 from simulators.mri.coils import coil_maps, estimate_maps
 from simulators.mri.operators import KSpaceLines, MulticoilLines, Pixels, fft2c, ifft2c, to_channels, to_complex
@@ -288,7 +289,7 @@ REFUSALS = {
     ),
     "other shape": (
         {"array": np.ones((9, 8)), "kind": "image", "prior": REAL},
-        "images of shape (1, 9, 8), but the prior's are (1, 8, 8)",
+        "images of shape (1, 9, 8), but the prior is of real ones of shape (1, 8, 8), which are scanned pixel by pixel",
     ),
     "no kind": ({"array": kspace_of(), "kind": None}, "kind must be image or kspace"),
     "scale 0": ({"array": kspace_of(), "scale": 0.0}, "scale: 0.0, must be greater than 0 and finite"),

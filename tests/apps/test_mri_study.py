@@ -16,9 +16,10 @@ from apps.mri.methods import display
 from apps.mri.recording import write_part
 from apps.mri.runs import Region
 from apps.mri.study import MRIStudy, StopRule
-from apps.mri.table import regret_rows
+from apps.mri.table import regret_rows, rows_of
 from core.configs import configs
 from core.errors import InputError
+from core.stats import holm, paired_difference
 from core.study import Context, StudyError
 from simulators.mri.quality import psnr
 
@@ -186,7 +187,7 @@ def test_the_table_is_what_the_results_say(whole):
             assert found == pytest.approx(float(data[metric].sel({"method": method}).mean()), rel=1e-5)
     gain = data.mae.sel({"method": "random"}) - data.mae.sel({"method": "ads"})
     assert means(summary, "pixels_B10", "gain of ADS in MAE")["random"] == pytest.approx(float(gain.mean()), rel=1e-4)
-    share = means(summary, "pixels_B10", "ADS is better")["random"]
+    share = means(summary, "pixels_B10", "ADS is better, ties left out")["random"]
     assert share == pytest.approx(float((gain > 0).mean()))
 
 
@@ -458,7 +459,49 @@ def test_a_claim_over_unequal_subjects_is_not_decided():
     metrics |= {("pixels_B9", m): {"mae": np.ones(6)} for m in ("ads", "data_variance")}
     (claim,) = decide(Evidence(metrics, {}), ("ads_beats_data_variance_pixels",))
     assert claim.holds is None
-    assert "same number of subjects" in claim.reason
+    assert "the same subjects in every scenario" in claim.reason
+
+
+def test_a_claim_over_other_subjects_is_not_decided():
+    metrics = {(f"pixels_B{b}", m): {"mae": np.ones(4)} for b in (8, 9) for m in ("ads", "data_variance")}
+    subjects = {"pixels_B8": (40, 4), "pixels_B9": (44, 4)}
+    (claim,) = decide(Evidence(metrics, {}, subjects), ("ads_beats_data_variance_pixels",))
+    assert claim.holds is None
+
+
+def test_p_values_are_adjusted_for_all_rivals_and_ties_are_left_out():
+    ours, luck = np.linspace(20, 30, 12), np.random.default_rng(0)
+    rivals = {
+        "random": ours - 1 + luck.normal(0, 2, 12),
+        "vds": ours - 0.5 + luck.normal(0, 2, 12),
+        "lowpass": ours.copy(),
+    }
+    rivals["lowpass"][:3] -= 1
+    scenario = MRIStudy.load("quick").scenarios[-1]
+    rows = rows_of(scenario, {"ads": {"psnr": ours}} | {name: {"psnr": theirs} for name, theirs in rivals.items()})
+    found = {(row.method, row.metric): row for row in rows}
+    plain = [paired_difference(ours, theirs, resamples=10_000).p for theirs in rivals.values()]
+    adjusted = [found[name, "p of the gain (Holm)"].mean for name in rivals]
+    assert adjusted == pytest.approx(list(holm(plain)))
+    assert all(a >= p for a, p in zip(adjusted, plain, strict=True))
+    assert max(adjusted) > max(plain)
+    share = found["lowpass", "ADS is better, ties left out"]
+    assert (share.mean, share.n) == (1.0, 3)
+
+
+def test_images_that_are_found_exactly_and_all_their_particles_are_kept(study, tmp_path):
+    """All pixels, put into the particles: no error is left, which must not be the end of the report."""
+    options = (
+        "scenarios.0.budget=64",
+        "scenarios.0.sampling.hard_consistency=true",
+        "scenarios.0.subjects.particles=true",
+    )
+    found = study(*options, only="pixels_B6")
+    found.run(tmp_path / "out", workers=0, quiet=True)
+    data = merged(tmp_path / "out", found.scenarios[0].name).sel({"method": "ads"})
+    assert float(data.psnr.min()) > 130
+    assert data.particles.sizes["particle"] == 4
+    np.testing.assert_allclose(data.particles.mean("particle"), data.recon, atol=1e-6)
 
 
 SMOKE = [name for name, _ in configs("mri") if name.startswith("paper")]
