@@ -104,6 +104,12 @@ def train_prior(
     steps: Annotated[int, typer.Option(help="U-Net: optimiser steps.", min=1)] = 20_000,
     batch: Annotated[int, typer.Option(help="U-Net: images a step.", min=1)] = 16,
     learning_rate: Annotated[float, typer.Option(help="U-Net: of AdamW.", min=0)] = 1e-4,
+    ema: Annotated[
+        float | None,
+        typer.Option(
+            help="U-Net: share of the averaged weights that a step keeps.  [default: .999, less of few steps]"
+        ),
+    ] = None,
     precision: PrecisionOption = PrecisionName.float32,
     start: Annotated[Path | None, typer.Option(help="Adapt this U-Net prior to IMAGES instead.")] = None,
     adaptation: Annotated[
@@ -123,6 +129,8 @@ def train_prior(
     source = images_of(images, size, count, data, make_complex)
     pictures = source.training()
     given = {"steps": steps, "batch": min(batch, len(pictures)), "learning_rate": learning_rate, "seed": seed}
+    # Of the published .999, an average of a few hundred steps would be mostly the untrained weights.
+    given |= {"ema": max(0.0, min(0.999, 1 - 10 / steps)) if ema is None else ema}
     often = {"checkpoint_every": min(1000, max(1, steps // 20)), "precision": precision.value}
     training, state = from_options(Training, given | often, "train-prior"), out / "checkpoint"
     if kind == "gmm" and start is None and state.exists():

@@ -209,9 +209,8 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(szilard, priors,
     one, other = (load_file(tmp_path / name / "weights.safetensors") for name in ("whole", "killed"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    # Six steps at this rate move the weights: equal ones are not untrained ones.
-    head = one["head.weight"]
-    assert head.abs().max() > 1e-5
+    # Six steps of about the learning rate each: the average is not one of untrained weights, which are zero.
+    assert one["head.weight"].abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("how", ["finetune", "seppo"])
