@@ -135,6 +135,12 @@ def train_prior(
     training, state = from_options(Training, given | often, "train-prior"), out / "checkpoint"
     if kind == "gmm" and start is None and state.exists():
         raise InputError(f"--out {out}: holds the unfinished training of a U-Net; a mixture needs another")
+    if start is not None:
+        if precision is not PrecisionName.float32 or ema is not None:
+            raise InputError("--precision, --ema: are of a training from the start, not of an adaptation")
+        held_out = source.test(0, min(16, source.available or 16)).to(target)
+        if len(held_out) < 2:
+            raise InputError(f"{images}: {len(held_out)} test images: at least 2 are needed to judge an adaptation")
     with _bar() as bar:
         task = bar.add_task(f"{len(pictures)} images", total=1.0, said="")
 
@@ -156,10 +162,10 @@ def train_prior(
             raise StudyError(str(error)) from error
         bar.update(task, completed=1.0)
     if start is not None:
-        rows = judge({"before": old, **adapted}, source.test(0, min(16, source.available or 16)).to(target), seed)
+        adapted[adaptation.value].save(out)
+        rows = judge({"before": old, **adapted}, held_out, seed)
         files.write_json(out / "adaptation.json", [asdict(row) for row in rows])
         print_rows(rows)
-        adapted[adaptation.value].save(out)
     print(out)
 
 
@@ -253,6 +259,8 @@ def acquire(
             "the particles disagreed on every line by more than the score can tell, and the prior's variance chose: "
             "is the prior trained, is --sigma large enough?"
         )
+    if bool(outcome.collapsed.any()):
+        _warn("the particles agreed on every line, and the prior's variance chose")
     print_scan(found, scan)
     print(out / "scan.png")
 

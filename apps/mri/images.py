@@ -168,9 +168,10 @@ class Images(Config):
         return readers.fastmri_slices(folder, self.test_split, challenge="singlecoil", with_rss=True)[:: self.stride]
 
     def _read(self, path: Path) -> Tensor:
-        if not path.is_file():
-            return _read(path, 0, 0)
-        stat = path.stat()
+        file = path if path.is_file() else path.with_name(f"{path.name}.cfl")  # BART names a pair of files
+        if not file.is_file():
+            raise InputError(f"{path}: no such file")
+        stat = file.stat()
         images = _read(path, stat.st_mtime_ns, stat.st_size)
         if not self.complex:
             return images

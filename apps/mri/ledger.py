@@ -58,8 +58,7 @@ class Ledger:
         Returns:
             What was delivered in their place (S, n); -1: nothing.
         """
-        held = self.mask.gather(1, actions.clamp(min=0))
-        actions = torch.where(held, -1, actions)
+        actions = torch.where(self.mask.gather(1, actions.clamp(min=0)), -1, actions)
         got = self.samples.new_full((*actions.shape, self.samples.shape[-1]), math.nan)
         attempt = 0
         while bool((missing := (actions >= 0) & ~torch.isfinite(got).all(-1)).any()):

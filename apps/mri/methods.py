@@ -106,7 +106,7 @@ class Sequential:
     """A policy that chooses one action after another from what was measured so far.
 
     Attributes:
-        choose: actions (S,) from measured components (S, A, R) and masks (S, A).
+        choose: actions (S,) from measured components (S, A, R) and masks (S, A) of what is measured or cannot be.
         start: ``(A,)`` actions taken before the first choice.
         budget: actions in all.
     """
@@ -119,7 +119,7 @@ class Sequential:
         """What is held in the end, and the order (S, n) of the choices."""
         ledger = Ledger(scanner, self.start.expand(scanner.subjects, -1))
         choices = range(self.budget - int(self.start.sum()))
-        order = [ledger.take(self.choose(ledger.samples, ledger.mask)[:, None]) for _ in choices]
+        order = [ledger.take(self.choose(ledger.samples, ~ledger.free)[:, None]) for _ in choices]
         return ledger, torch.cat(order, 1)
 
 

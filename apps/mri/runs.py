@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -233,7 +233,9 @@ class Acquire(Run):
         # The reference's schedule may take more than the budget: it reports how many it took.
         budget = self.problem.budget if self.method in ADAPTIVE else int(mask[0].sum())
         outcome = ads.run(scanner, mask, budget, self._luck("particles", first, count, context), look)
-        return outcome if ready.chooser is None else ordered(outcome, order)
+        if ready.chooser is None:
+            return outcome
+        return replace(ordered(outcome, order), dropped=outcome.dropped + ledger.dropped)
 
     def _luck(self, purpose: str, first: int, count: int, context: Context) -> list[torch.Generator]:
         return generators(subject_seeds(self.seed, purpose, first, count), context.device)

@@ -18,6 +18,7 @@ from core.diffusion.training import (
     REPORT,
     Training,
     diffuse,
+    digest,
     draw,
     fingerprint,
     read_state,
@@ -111,7 +112,7 @@ class DiffusionPreference(Generic[P]):
             winners: preferred images (N, C, H, W).
             losers: (N, C, H, W), the i-th of which lost against the i-th winner; for ``dpo``, and only for it.
             checkpoint: file of the exact state (safetensors), replaced at each refresh; a finished one is only read.
-                References that may still be drawn lie beside it, in ``<checkpoint>.<update>``.
+                Until then, references that may still be drawn lie beside it, in ``<checkpoint>.<update>``.
             progress: called with the share that is done and a message.
 
         Raises:
@@ -121,7 +122,7 @@ class DiffusionPreference(Generic[P]):
         """
         settings, device = self.settings, self.device
         winners, pool = self._accept(winners, losers)
-        run = _Alignment(self.initial, settings, {"winners": len(winners)})
+        run = _Alignment(self.initial, settings, {"images": digest({"winners": winners, "losers": pool})})
         self.history = []
         if checkpoint is not None:
             checkpoint.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,7 @@ class DiffusionPreference(Generic[P]):
                 lost = won if settings.mode == "dpo" else torch.randint(len(pool), (settings.batch,), device=device)
                 run.step(winners[won], pool[lost])
                 self._report(run.record, run.update, progress)
-        if checkpoint is not None:
+        if checkpoint is not None and not run.finished(checkpoint):
             run.save(checkpoint)
         return run.model.requires_grad_(False)
 
@@ -155,7 +156,8 @@ class DiffusionPreference(Generic[P]):
     ) -> P:
         """Plain training on the winners alone, with the same number of updates, batch and step size; see ``train``."""
         kept = self.settings.model_dump(include={"batch", "learning_rate", "weight_decay", "seed"})
-        settings = Training(steps=self.settings.updates, ema=0.0, loss="mse", **kept)
+        often = self.settings.refresh
+        settings = Training(steps=self.settings.updates, ema=0.0, loss="mse", checkpoint_every=often, **kept)
         return train(self.initial, winners, settings, checkpoint=checkpoint, progress=progress, device=self.device)
 
     def _accept(self, winners: Tensor, losers: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -227,15 +229,25 @@ class _Alignment(Generic[P]):
         self.record[:, self.update] = torch.stack((loss.detach(), (sign < 0).float().mean()))
         self.update += 1
 
+    def finished(self, path: Path) -> bool:
+        """Whether the state in the file is that of the last update."""
+        return path.exists() and read_tensors(path)[0]["record"].shape[1] == self.settings.updates
+
     def save(self, path: Path) -> None:
-        """Write the exact state before a refresh; the model is a reference from then on, in a file of its own."""
+        """Write the exact state before a refresh; the model is a reference from then on, in a file of its own.
+
+        After the last update no reference is drawn any more, and their files go.
+        """
         if not bool(self.record.isfinite().all()):
             raise TrainingDiverged(f"the preference loss is not finite after {self.update} updates")
         model = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        if self.settings.reference == "uniform":
+        done = self.update == self.settings.updates
+        if self.settings.reference == "uniform" and not done:
             write_state(_reference(path, self.update), model, {"training": self.identity})
         tensors = model | optimizer_tensors(self.optimizer) | {"record": self.record[:, : self.update]}
         write_state(path, tensors, {"training": self.identity})
+        for update in range(0, self.update, self.settings.refresh) if done else ():
+            _reference(path, update).unlink(missing_ok=True)
 
     def restore(self, path: Path) -> None:
         """Read what ``save`` wrote."""
@@ -244,7 +256,7 @@ class _Alignment(Generic[P]):
         load_optimizer(self.optimizer, tensors)
         self.update = tensors["record"].shape[1]
         self.record[:, : self.update] = tensors["record"].to(self.record.device)
-        if self.settings.reference == "uniform":
+        if self.settings.reference == "uniform" and self.update < self.settings.updates:
             saved = range(0, self.update, self.settings.refresh)
             self.references = [under("model.", read_tensors(_reference(path, update))[0]) for update in saved]
         elif self.settings.reference == "init" and self.update:

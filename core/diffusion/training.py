@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
@@ -103,7 +103,10 @@ def train(
     device = torch.device(device)
     _check(prior, images)
     total = settings.steps or math.ceil((settings.epochs or 0) * len(images) / settings.batch)
-    run = _Run(prior, settings, total, device, {"images": len(images), "shape": list(prior.shape)})
+    identity: dict[str, Any] = {"images": len(images), "shape": list(prior.shape)}
+    if isinstance(images, Tensor):  # a data set would have to be read for it
+        identity["data"] = digest({"images": images})
+    run = _Run(prior, settings, total, device, identity)
     if checkpoint is not None:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         if checkpoint.exists():
@@ -226,10 +229,15 @@ class _Run(Generic[P]):
 
 def fingerprint(prior: Prior) -> str:
     """Digest of a prior's weights and buffers."""
-    digest = hashlib.sha256()
-    for name, value in prior.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(prior.state_dict())
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """What tells these tensors, or tensors of other names, from others."""
+    found = hashlib.sha256()
+    for name, value in tensors.items():
+        found.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def write_state(path: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:

@@ -242,6 +242,16 @@ def test_a_network_is_adapted_to_other_images(szilard, priors, tmp_path, how):
     assert all(torch.equal(value, weights[name]) for name, value in again.items())
 
 
+def test_an_adaptation_that_cannot_be_judged_is_refused_before_it_is_trained(szilard, priors, tmp_path):
+    np.save(tmp_path / "few.npy", to_complex(Atlas(SIZE).sample(4, 9)).numpy())
+    arguments = ("train-prior", tmp_path / "few.npy", "--start", priors / "unet", "--out", tmp_path / "new")
+    code, _, err = szilard(*arguments, "--steps", 2)
+    assert code == 2
+    assert "1 test images: at least 2 are needed" in err
+    assert not (tmp_path / "new").exists()
+    assert "--precision, --ema: are of a training" in szilard(*arguments, "--ema", 0.5)[2]
+
+
 def test_magnitude_images_make_a_prior_of_k_space(szilard, acquire, priors, tmp_path):
     """The file's blank images are left out; its real images become complex ones of another size."""
     images = Atlas(24).sample(30, 3).norm(dim=1)

@@ -220,8 +220,10 @@ def test_what_a_policy_or_a_fixed_mask_is_not_given_is_asked_for_again_and_then_
     def choose(samples, mask):
         return torch.where(mask, -1, torch.arange(LINES)).argmax(1)
 
-    ledger, order = Sequential(choose, center(3)[0], 4).acquire(scanner(3, drops={(1, 14): 99}))
+    machine = scanner(3, drops={(1, 14): 99})
+    ledger, order = Sequential(choose, center(3)[0], 4).acquire(machine)
     assert order.tolist() == [[15, 14, 13], [15, 13, 12], [15, 14, 13]]
+    assert machine.requests[1].count(14) == 1 + RETRIES  # and never again
     assert ledger.mask.sum(1).tolist() == [4] * 3
 
 

@@ -202,6 +202,8 @@ def test_another_training_s_checkpoint_is_refused(tmp_path):
             train(unet(), images(), Training.model_validate(settings.model_dump() | change), checkpoint=path)
     with pytest.raises(InputError, match="images 20, but this training has 19"):
         train(unet(), images(19), settings, checkpoint=path)
+    with pytest.raises(InputError, match=r"data '[0-9a-f]+', but this training has"):
+        train(unet(), images() + 1, settings, checkpoint=path)
     for other in (unet(widths=(4, 4)), unet(seed=1)):
         with pytest.raises(InputError, match=r"start '[0-9a-f]+', but this training has"):
             train(other, images(), settings, checkpoint=path)

@@ -140,10 +140,15 @@ def test_a_killed_alignment_ends_like_one_that_was_not(reference, tmp_path, monk
     assert len(steps) == 40 + 20 + (70 - 45)  # from update 30, and from 45, on
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert parts.history == whole.history
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]  # no reference is drawn any more
+    written = state.stat().st_mtime_ns
     again = DiffusionPreference(start, settings)
     assert all(torch.equal(again.fit(winners, checkpoint=state).state_dict()[n], v) for n, v in expected.items())
     assert again.history == whole.history
     assert len(steps) == 85
+    assert state.stat().st_mtime_ns == written
+    with pytest.raises(InputError, match=r"images '[0-9a-f]+', but this training has"):
+        DiffusionPreference(start, settings).fit(winners + 1, checkpoint=state)
     with pytest.raises(InputError, match=r"beta 10\.0, but this training has 20\.0; remove the file"):
         DiffusionPreference(start, Preference(reference=reference, **common | {"beta": 20.0})).fit(
             winners, checkpoint=state
