@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from torch import Tensor
 
 from apps.mri.adaptation import Adaptation, adapt, judge
 from apps.mri.ads import ADS, Sampling
@@ -25,6 +26,7 @@ from apps.mri.comparison import compare_masks
 from apps.mri.entropy import SCORES
 from apps.mri.export import export_masks as export_all
 from apps.mri.figures import Snapshot
+from apps.mri.images import Images
 from apps.mri.information import describe
 from apps.mri.methods import ADAPTIVE, NAMES, display
 from apps.mri.options import (
@@ -128,19 +130,23 @@ def train_prior(
     levels, target = tuple(whole_numbers("--widths", widths)), resolve_device(device, torch.cuda.is_available())
     source = images_of(images, size, count, data, make_complex)
     pictures = source.training()
-    given = {"steps": steps, "batch": min(batch, len(pictures)), "learning_rate": learning_rate, "seed": seed}
-    # Of the published .999, an average of a few hundred steps would be mostly the untrained weights.
-    given |= {"ema": max(0.0, min(0.999, 1 - 10 / steps)) if ema is None else ema}
-    often = {"checkpoint_every": min(1000, max(1, steps // 20)), "precision": precision.value}
-    training, state = from_options(Training, given | often, "train-prior"), out / "checkpoint"
+    given = {
+        "steps": steps,
+        "batch": min(batch, len(pictures)),
+        "learning_rate": learning_rate,
+        # Of the published .999, an average of a few hundred steps would be mostly the untrained weights.
+        "ema": max(0.0, min(0.999, 1 - 10 / steps)) if ema is None else ema,
+        "checkpoint_every": min(1000, max(1, steps // 20)),
+        "precision": precision.value,
+        "seed": seed,
+    }
+    training, state = from_options(Training, given, "train-prior"), out / "checkpoint"
     if kind == "gmm" and start is None and state.exists():
         raise InputError(f"--out {out}: holds the unfinished training of a U-Net; a mixture needs another")
     if start is not None:
         if precision is not PrecisionName.float32 or ema is not None:
             raise InputError("--precision, --ema: are of a training from the start, not of an adaptation")
-        held_out = source.test(0, min(16, source.available or 16)).to(target)
-        if len(held_out) < 2:
-            raise InputError(f"{images}: {len(held_out)} test images: at least 2 are needed to judge an adaptation")
+        held_out = _held_out(source, images).to(target)
     with _bar() as bar:
         task = bar.add_task(f"{len(pictures)} images", total=1.0, said="")
 
@@ -167,6 +173,14 @@ def train_prior(
         files.write_json(out / "adaptation.json", [asdict(row) for row in rows])
         print_rows(rows)
     print(out)
+
+
+def _held_out(source: Images, name: str) -> Tensor:
+    """The test images on which an adaptation is judged, at most 16."""
+    found = source.test(0, min(16, source.available or 16))
+    if len(found) < 2:
+        raise InputError(f"{name}: {len(found)} test images: at least 2 are needed to judge an adaptation")
+    return found
 
 
 @app.command()

@@ -130,8 +130,9 @@ class DiffusionPreference(Generic[P]):
                 run.restore(checkpoint)
                 for updates in range(1, run.update + 1):
                     self._report(run.record, updates, None)
+        left = range(run.update, settings.updates)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            for update in range(run.update, settings.updates):
+            for update in left:
                 if update % settings.refresh == 0 and checkpoint is not None:
                     run.save(checkpoint)
                 seed_all(device, stream(settings.seed, f"update {update}"))
@@ -143,7 +144,7 @@ class DiffusionPreference(Generic[P]):
                 lost = won if settings.mode == "dpo" else torch.randint(len(pool), (settings.batch,), device=device)
                 run.step(winners[won], pool[lost])
                 self._report(run.record, run.update, progress)
-        if checkpoint is not None and not run.finished(checkpoint):
+        if checkpoint is not None and left:
             run.save(checkpoint)
         return run.model.requires_grad_(False)
 
@@ -228,10 +229,6 @@ class _Alignment(Generic[P]):
         self.optimizer.step()
         self.record[:, self.update] = torch.stack((loss.detach(), (sign < 0).float().mean()))
         self.update += 1
-
-    def finished(self, path: Path) -> bool:
-        """Whether the state in the file is that of the last update."""
-        return path.exists() and read_tensors(path)[0]["record"].shape[1] == self.settings.updates
 
     def save(self, path: Path) -> None:
         """Write the exact state before a refresh; the model is a reference from then on, in a file of its own.
