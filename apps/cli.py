@@ -29,6 +29,7 @@ class App:
 
 APPS = {
     "fishery": App("Harvest rules, learned policies and exact solutions for a fishery.", "FisheryStudy"),
+    "payments": App("Exploration for payment decisions, learned and proven on logs, and a service.", "PaymentsStudy"),
     "mri": App("Which k-space lines to acquire next, with a posterior at every step.", "MRIStudy"),
 }
 

@@ -7,3 +7,4 @@ import gymnasium
 
 gymnasium.register(id="Fishery-v0", entry_point="simulators.fishery.environment:make")
 gymnasium.register(id="MRIAcquisition-v0", entry_point="simulators.mri.environment:make")
+gymnasium.register(id="Payments-v0", entry_point="simulators.payments.environment:make")

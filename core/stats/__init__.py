@@ -1,7 +1,14 @@
 """Intervals and tests: every number that is printed comes with one."""
 
 from core.stats.bootstrap import clustered_difference, mean_interval, paired_difference, unpaired_difference
-from core.stats.comparison import holm, permutation_test, proportion_interval, welch_test
+from core.stats.comparison import (
+    holm,
+    paired_t_test,
+    permutation_test,
+    proportion_interval,
+    t_interval,
+    welch_test,
+)
 from core.stats.interval import Interval
 
 __all__ = [
@@ -10,8 +17,10 @@ __all__ = [
     "holm",
     "mean_interval",
     "paired_difference",
+    "paired_t_test",
     "permutation_test",
     "proportion_interval",
+    "t_interval",
     "unpaired_difference",
     "welch_test",
 ]

@@ -13,6 +13,34 @@ from core.stats.interval import Interval, Sample, as_sample, check_level, check_
 _PERMUTED_AT_ONCE = 1 << 20
 
 
+def t_interval(x: Sample, *, level: float = 0.95) -> Interval:
+    """Student's t interval of the mean of ``x`` (n,), and its test against zero; for few replicates, near normal.
+
+    Raises:
+        InputError: fewer than two values, a value that is not finite, or an impossible level.
+    """
+    sample = as_sample(x, "x")
+    check_level(level)
+    mean, n = float(sample.mean()), len(sample)
+    if np.ptp(sample) == 0.0:
+        mean = float(sample[0])
+        return Interval(mean, mean, mean, n, level, p=float(mean == 0.0))
+    result = stats.ttest_1samp(sample, 0.0)
+    low, high = result.confidence_interval(level)
+    return Interval(mean, float(low), float(high), n, level, p=float(result.pvalue))
+
+
+def paired_t_test(a: Sample, b: Sample, *, level: float = 0.95) -> Interval:
+    """Student's t interval and test of mean(a - b) of pairs, ``a`` and ``b`` (n,).
+
+    Raises:
+        InputError: different lengths, or as ``t_interval``.
+    """
+    first, second = as_sample(a, "a"), as_sample(b, "b")
+    check_paired(first, second)
+    return t_interval(first - second, level=level)
+
+
 def welch_test(a: Sample, b: Sample, *, level: float = 0.95) -> Interval:
     """Welch's t interval and test of mean(a) - mean(b), independent samples of unequal variance (n_a,), (n_b,).
 
