@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,9 +13,13 @@ from core.bandits import (
     FalconGamma,
     PowerGamma,
     SquareCBGamma,
+    agglomerate,
     bootstrap_votes,
+    choose_grouping,
+    effect_vectors,
     epsilon_greedy,
     greedy,
+    grouped_inverse_gap_weighting,
     inverse_gap_weighting,
     softmax,
     surviving_actions,
@@ -97,6 +102,21 @@ class Falcon(Config):
 Gamma = Annotated[Constant | Power | SquareCB | Falcon, Field(discriminator="kind")]
 
 
+@dataclass(frozen=True)
+class Learned:
+    """What a rule may have to know of the oracle beside its scores.
+
+    Attributes:
+        examples: rows that it has learned from so far; schedules of gamma ask for it.
+        rows: ``(K,)`` rows of each action in its last fit; ``igw_elim`` asks for it.
+        groups: ``(K,)`` int64, the group of each action; ``grouped_igw`` asks for it.
+    """
+
+    examples: int = 0
+    rows: Tensor | None = None
+    groups: Tensor | None = None
+
+
 class Exploration(Config):
     """A rule and its numbers."""
 
@@ -129,21 +149,19 @@ class Exploration(Config):
         """The same rule with one number replaced."""
         return type(self).model_validate(self.model_dump() | {parameter: value})
 
-    def probabilities(
-        self, scores: Tensor, mask: Tensor, examples: int = 0, learned: Tensor | None = None
-    ) -> Tensor:
+    def probabilities(self, scores: Tensor, mask: Tensor, learned: Learned | None = None) -> Tensor:
         """Probabilities of the actions ``(n, K)``, 0 where they are not available.
 
         Args:
             scores: ``(n, K)`` predicted approval probabilities; of ``thompson_bootstrap`` ``(members, n, K)``.
             mask: ``(n, K)`` bool, the available actions.
-            examples: rows that the oracle has learned from, which schedules of gamma ask for.
-            learned: ``(K,)`` of them by action, which ``igw_elim`` asks for.
+            learned: what is known of the oracle; nothing if None.
 
         Raises:
-            InputError: a payment without an action, or a score that is not a number.
+            InputError: a payment without an action, a score that is not a number, or a rule that has to know more of
+                the oracle.
         """
-        found = self._rule(scores, mask, examples, learned)
+        found = self._rule(scores, mask, learned or Learned())
         if self.floor:
             found = with_floor(found, mask, self.floor)
         return with_minimum(found, mask, self.minimum) if self.minimum else found
@@ -153,7 +171,7 @@ class Exploration(Config):
         schedule = ConstantGamma(self.gamma) if isinstance(self.gamma, int | float) else self.gamma.schedule()
         return schedule(mask.sum(1), examples)
 
-    def _rule(self, scores: Tensor, mask: Tensor, examples: int, learned: Tensor | None) -> Tensor:
+    def _rule(self, scores: Tensor, mask: Tensor, learned: Learned) -> Tensor:
         if self.rule == "uniform":
             return uniform(mask, scores.dtype)
         if self.rule == "greedy":
@@ -165,7 +183,30 @@ class Exploration(Config):
         if self.rule == "thompson_bootstrap":
             return bootstrap_votes(scores, mask)
         if self.rule == "igw_elim":
-            if learned is None:
+            if learned.rows is None:
                 raise InputError("igw_elim: needs the number of rows learned from of every action")
-            mask = surviving_actions(scores, mask, 1 / learned.to(scores), examples, mellowness=self.mellowness)
-        return inverse_gap_weighting(scores, mask, self.gammas(mask, examples))
+            leverage = 1 / learned.rows.to(scores)
+            mask = surviving_actions(scores, mask, leverage, learned.examples, mellowness=self.mellowness)
+        gamma = self.gammas(mask, learned.examples)
+        if self.rule == "grouped_igw":
+            if learned.groups is None:
+                raise InputError("grouped_igw: needs the group of every action")
+            return grouped_inverse_gap_weighting(scores, mask, learned.groups, gamma)
+        return inverse_gap_weighting(scores, mask, gamma)
+
+
+def grouping_of(exploration: Exploration, scores: Tensor, mask: Tensor, cluster: Tensor, rows: int) -> Tensor:
+    """The group ``(K,)`` of every action, by its predicted effects in clusters of contexts.
+
+    Args:
+        exploration: says how many groups, or that the data choose.
+        scores: ``(n, K)`` predictions on some contexts; the first half makes the groups, the second chooses how many.
+        mask: ``(n, K)`` bool.
+        cluster: ``(n,)`` int64 cluster of each context.
+        rows: that the oracle has learned from.
+    """
+    half = len(scores) // 2
+    effects = effect_vectors(scores[:half], mask[:half], cluster[:half])
+    if exploration.groups is not None:
+        return agglomerate(effects, min(exploration.groups, len(effects)))
+    return choose_grouping(effects, scores[half:], mask[half:], rows).groups

@@ -20,6 +20,8 @@ Found = Mapping[str, xr.Dataset]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#111111", "#bcbd22")
 """One an arm, in the order of the study; told apart with any colour vision (Okabe and Ito 2008) as far as they reach."""
 MARKERS = "os^Dv<>Pph*"
+VALUE_RANGE = 5.0
+"""Percentage points below the best arm beyond which an arm is not drawn: the others would be flat."""
 
 
 class Palette:
@@ -45,8 +47,9 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
     figures = [
         Figure(
             f"{scenario}_online_value",
-            f"{scenario}: true approval rate of the policy deployed in each generation; generation 0 is uniform. {worlds}.",
-            lambda: generations(found, palette, [("value", 100, "online value (% approved)", (1, None))]),
+            f"{scenario}: true approval rate of the policy deployed in each generation after the first, which is "
+            f"uniform, and its difference from that of {baseline} in the same worlds. {worlds}. Arms far below are left out.",
+            lambda: online_values(found, palette, baseline),
         ),
         Figure(
             f"{scenario}_model",
@@ -56,8 +59,8 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
                 found,
                 palette,
                 [
-                    ("mse_uniform", 1e4, r"model error on all actions ($10^{-4}$)", (0, None)),
-                    ("entropy", 1, "entropy of the deployed policy (nat)", (0, None)),
+                    ("mse_uniform", 1e4, r"model error on all actions ($10^{-4}$)"),
+                    ("entropy", 1, "entropy of the deployed policy (nat)"),
                 ],
             ),
         ),
@@ -118,19 +121,45 @@ def _band(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([[i.mean, i.low, i.high] for i in intervals]).T
 
 
-def generations(found: Found, palette: Palette, series: Sequence[tuple[str, float, str, tuple[int, None]]]) -> Drawing:
-    """Series by generation with bands over worlds, a panel a series: its name, factor, label and first generation."""
+def online_values(found: Found, palette: Palette, baseline: str) -> Drawing:
+    """Online value by generation, and its paired difference from the baseline; arms far below are left out."""
+    values = {arm: 100 * data["value"].transpose("world", "generation").values[:, 1:] for arm, data in found.items()}
+    best = max(v.mean() for v in values.values())
+    near = {arm: v for arm, v in values.items() if v.mean() > best - VALUE_RANGE}
+    drawing = Drawing(figsize=(9.5, 7.4), layout="constrained")
+    above, below = drawing.subplots(2, 1, sharex=True)
+    for arm, v in near.items():
+        _line(above, v, palette, arm)
+        if arm != baseline:
+            _line(below, 100 * (v - values[baseline]), palette, arm)
+    above.set_ylabel("online value (% approved)")
+    below.set_ylabel(f"online value - {baseline} (bps)")
+    below.axhline(0, color="black", lw=0.8)
+    below.set_xlabel("generation")
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend(drawing, above)
+    return drawing
+
+
+def _line(axes: Axes, values: NDArray[np.float64], palette: Palette, arm: str, first: int = 1) -> None:
+    """Mean over worlds with its band, of ``(worlds, generations)`` from generation ``first`` on."""
+    middle, low, high = _band(values)
+    x = np.arange(first, first + len(middle))
+    axes.plot(x, middle, color=palette.colour(arm), marker=palette.marker(arm), ms=4.5, lw=1.6, label=arm)
+    axes.fill_between(x, low, high, color=palette.colour(arm), alpha=0.12, lw=0)
+
+
+def generations(found: Found, palette: Palette, series: Sequence[tuple[str, float, str]]) -> Drawing:
+    """Series by generation with bands over worlds, a panel a series: its name, factor and label."""
     drawing = Drawing(figsize=(9.5, 1.2 + 3.6 * len(series)), layout="constrained")
     panels = np.atleast_1d(drawing.subplots(len(series), 1, sharex=True))
-    for axes, (name, factor, label, span) in zip(panels, series, strict=True):
+    for axes, (name, factor, label) in zip(panels, series, strict=True):
         for arm, data in found.items():
             if not np.isfinite(data[name]).all():
                 continue
-            values = factor * data[name].transpose("world", "generation").values[:, slice(*span)]
-            middle, low, high = _band(values)
-            x = data["generation"].values[slice(*span)]
-            axes.plot(x, middle, color=palette.colour(arm), marker=palette.marker(arm), ms=4.5, lw=1.6, label=arm)
-            axes.fill_between(x, low, high, color=palette.colour(arm), alpha=0.12, lw=0)
+            _line(axes, factor * data[name].transpose("world", "generation").values, palette, arm, first=0)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -264,7 +293,9 @@ def sweeps(tuned: Found, palette: Palette) -> Drawing:
         axes.plot(x, mean, color=palette.colour(arm), marker=".", lw=1.8)
         chosen = float(data["chosen"])
         axes.plot(chosen, mean.sel(setting=chosen), "o", mfc="none", color="black", ms=11)
-        axes.set(xscale="log", title=arm, xlabel=str(data.attrs.get("parameter", "tuned number")))
+        axes.set(xscale="log", title=arm, xlabel=data.attrs["parameter"])
+        axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
     for axes in grid[len(tuned) :]:
         axes.set_axis_off()

@@ -22,17 +22,19 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from apps.payments.exploration import Learned, grouping_of
 from apps.payments.measures import SEGMENTS, SERIES, Measures, OnlineSums
 from apps.payments.oracles import OracleNotFitted, Rows, fit_oracle, load_oracle
 from apps.payments.scenario import Arm, Scenario
 from core import files
 from core.bandits import sample_actions, sample_epsilon_slice, uniform
 from core.seeds import stream
-from simulators.payments import PaymentContext, PaymentState, dense_mask
+from simulators.payments import SCHEMES, PaymentContext, PaymentState, dense_mask
 
 BLOCK = 2**16
 """Payments that are decided at once; bounds the memory of (payments x actions), and is part of the random streams."""
 CHECKPOINT_SECONDS = 20.0
+GROUPING_ROWS = 4096
 STATE = "state.json"
 
 
@@ -98,8 +100,7 @@ class GenerationLoop:
         generation: the next one.
         rows: the generations that may still be learned from, the last one last.
         oracle: of the next generation; several for ``thompson_bootstrap``; empty before the first.
-        examples: rows that it has learned from so far, over all generations.
-        learned: ``(K,)`` rows of each action in its last fit.
+        learned: what the rule has to know of it.
         notes: what did not go as usual, in words.
     """
 
@@ -108,8 +109,8 @@ class GenerationLoop:
     ) -> None:
         self.scenario, self.arm, self.seed, self.device = scenario, arm, seed, torch.device(device)
         self.world = scenario.world(seed, device)
-        self.generation, self.examples, self.epoch = 0, 0, 0
-        self.learned = torch.zeros(scenario.sizes.actions, dtype=torch.int64, device=self.device)
+        self.generation, self.epoch = 0, 0
+        self.learned = Learned()
         self.rows: list[LoggedGeneration] = []
         self.oracle: list[Any] = []
         self.notes: list[str] = []
@@ -132,7 +133,8 @@ class GenerationLoop:
             blocks.append(decided.rows)
             if log is not None:
                 log(decided)
-        self.rows.append(LoggedGeneration.cat(blocks))
+        self.last = LoggedGeneration.cat(blocks)
+        self.rows.append(self.last)
         found = record.result()
         if self.measures is None:
             self._learn()
@@ -148,7 +150,7 @@ class GenerationLoop:
         """The deployed probabilities of the actions ``(n, K)``: uniform before the first oracle."""
         if not self.oracle:
             return uniform(mask, self.world.dtype)
-        return self.arm.exploration.probabilities(self.scores(state), mask, self.examples, self.learned)
+        return self.arm.exploration.probabilities(self.scores(state), mask, self.learned)
 
     def scores(self, context: PaymentContext) -> Tensor:
         """Predicted approval ``(n, K)``, or ``(members, n, K)``."""
@@ -198,8 +200,18 @@ class GenerationLoop:
         except OracleNotFitted as reason:
             self.notes.append(f"generation {self.generation}: {reason}; the model before was kept")
             return
-        self.learned = torch.bincount(rows.action, minlength=self.scenario.sizes.actions)
-        self.examples = total if self.arm.window == "all" else self.examples + len(rows)
+        examples = total if self.arm.window == "all" else self.learned.examples + len(rows)
+        counts = torch.bincount(rows.action, minlength=self.scenario.sizes.actions)
+        self.learned = Learned(examples, counts, self._groups(len(rows)))
+
+    def _groups(self, rows: int) -> Tensor | None:
+        """The groups of actions that the new oracle suggests, from its predictions on recent payments."""
+        if self.arm.exploration.rule != "grouped_igw":
+            return None
+        state = self.last.state.take(slice(0, GROUPING_ROWS))
+        mask = dense_mask(state.allowed, state.forced, self.scenario.sizes.flags)
+        cluster = state.country * len(SCHEMES) + state.scheme
+        return grouping_of(self.arm.exploration, self.scores(state), mask, cluster, rows)
 
     def _matured(self) -> Rows:
         end = (self.generation + 1) * self.scenario.duration
@@ -239,15 +251,18 @@ class GenerationLoop:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         tensors = {f"{i}.{name}": x for i, rows in enumerate(self.rows) for name, x in rows.tensors().items()}
-        tensors |= {f"world.{name}": x for name, x in self._drifting().items()} | {"learned.rows": self.learned}
+        tensors |= {f"world.{name}": x for name, x in self._drifting().items()}
+        learned = {"rows": self.learned.rows, "groups": self.learned.groups}
+        tensors |= {f"learned.{name}": x for name, x in learned.items() if x is not None}
         records = {name: np.stack(values) for name, values in self.records.items()}
         tensors |= {f"record.{name}": torch.from_numpy(values) for name, values in records.items()}
         whole = {name: x.contiguous().cpu().clone() for name, x in tensors.items()}
         files.write(fresh / "state.safetensors", safetensors.torch.save(whole))
         for member, fitted in enumerate(self.oracle):
             fitted.save(fresh / f"oracle_{member}")
-        counts = {name: getattr(self, name) for name in ("generation", "examples", "epoch", "notes")}
-        files.write_json(fresh / STATE, counts | {"oracles": len(self.oracle)})
+        counts = {name: getattr(self, name) for name in ("generation", "epoch", "notes")}
+        counts |= {"examples": self.learned.examples, "oracles": len(self.oracle)}
+        files.write_json(fresh / STATE, counts)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
 
@@ -260,8 +275,7 @@ class GenerationLoop:
             return
         state = files.read_json(folder / STATE)
         loaded = safetensors.torch.load_file(folder / "state.safetensors", device=str(self.device))
-        self.generation, self.examples, self.epoch = state["generation"], state["examples"], state["epoch"]
-        self.notes = state["notes"]
+        self.generation, self.epoch, self.notes = state["generation"], state["epoch"], state["notes"]
         self.oracle = [load_oracle(folder / f"oracle_{m}", self.device) for m in range(state["oracles"])]
         groups: dict[str, dict[str, Tensor]] = {}
         for name, x in loaded.items():
@@ -269,7 +283,7 @@ class GenerationLoop:
             groups.setdefault(first, {})[rest] = x
         self.records = {name: list(x.cpu().numpy()) for name, x in groups.pop("record", {}).items()}
         drifting = groups.pop("world")
-        self.learned = groups.pop("learned")["rows"]
+        self.learned = Learned(state["examples"], **groups.pop("learned", {}))
         self.rows = [LoggedGeneration.of(groups[key]) for key in sorted(groups, key=int)]
         portfolio = self.world.portfolio.with_effects(drifting["issuer"], drifting["issuer_flag"])
         self.world = replace(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from apps.payments import metrics
 from apps.payments.scenario import Scenario
-from core.bandits import sample_actions, uniform
+from core.bandits import policy_coverage, sample_actions, uniform
 from core.seeds import stream
 from simulators.payments import FUNDINGS, INTERACTIONS, SCHEMES, PaymentState, dense_mask
 
@@ -204,17 +204,17 @@ class Measures:
         self, deployed: Tensor, following: Tensor, predicted: Tensor, truth: Tensor, mse_log: float
     ) -> dict[str, Any]:
         """How well the deployed policy's log covers the next policy (Zanette 2022, arXiv 2211.05311, at horizon 1)."""
+        cover = policy_coverage(following, deployed)
         seen = deployed > 0
-        weight = torch.where(seen, following / deployed.clamp(min=torch.finfo(deployed.dtype).tiny), 0)
-        c2 = float((deployed * weight**2).sum(1).mean())
+        weight = torch.where(seen, following / deployed, 0)
         edges = torch.tensor(10.0 ** WEIGHT_EDGES[1:-1], dtype=weight.dtype, device=weight.device)
         mass = torch.zeros(len(WEIGHT_EDGES) - 1, dtype=torch.float64, device=weight.device)
         mass.scatter_add_(0, torch.bucketize(weight, edges).flatten(), (deployed / len(deployed)).double().flatten())
         return {
-            "c2": c2,
-            "c_inf": weight.amax(),
+            "c2": cover.c_2[0],
+            "c_inf": cover.c_inf[0],
             "missing_mass": following.masked_fill(seen, 0).sum(1).mean(),
             "weight_mass": mass,
             "model_error": (following * (predicted - truth)).sum(1).mean(),
-            "model_error_bound": (c2 * mse_log) ** 0.5,
+            "model_error_bound": cover.bound(mse_log)[0],
         }

@@ -69,7 +69,7 @@ class Tune(Run):
         best = grid[int(values.mean(1).argmax())]
         data = {"value": (("setting", "world"), values, {"long_name": "mean online value", "units": "1"})}
         found = xr.Dataset(data, {"setting": list(grid), "world": worlds})
-        return found.assign(chosen=best)
+        return found.assign(chosen=best).assign_attrs(parameter=self.arm.tune.parameter)
 
 
 Play.model_rebuild()

@@ -85,8 +85,7 @@ def rows_of(
             gain = paired_t_test(value, online_value(found[baseline]).values)
             rows.append(row(arm, "uplift", "bps", gain, BASIS_POINTS))
         if arm in tuned:
-            parameter = data["tuned"].attrs.get("parameter", "number")
-            rows.append(Row(scenario, arm, f"tuned {parameter}", "1", float(tuned[arm]["chosen"])))
+            rows.append(Row(scenario, arm, f"tuned {tuned[arm].attrs['parameter']}", "1", float(tuned[arm]["chosen"])))
         for (metric, unit), number in COLUMNS.items():
             values = number(data)
             if np.isfinite(values).all():

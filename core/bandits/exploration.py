@@ -36,7 +36,7 @@ def uniform(mask: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """
     _check_mask(mask)
     available = _count(mask)
-    refuse_rows("available actions", available, available > 0, "at least 1")
+    refuse_rows("available actions", available[:, 0], available[:, 0] > 0, "at least 1")
     return _as_numbers(mask, dtype).div_(available)
 
 
@@ -224,7 +224,7 @@ def _gaps_and_best(scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         # A row is at fault, or a masked score that is not finite came through the subtraction.
         costs = torch.where(mask, -scores, math.inf)
         least = costs.amin(1, keepdim=True)
-        refuse_rows("available actions", _count(mask), mask.any(1, keepdim=True), "at least 1")
+        refuse_rows("available actions", mask.sum(1), mask.any(1), "at least 1")
         refuse_rows("scores", -least[:, 0], least[:, 0].isfinite(), "finite where an action is available")
     gaps = costs.sub_(least)
     # Four times faster than argmax: the least id among the gaps of 0, all others being far away.

@@ -158,7 +158,7 @@ def grouped_inverse_gap_weighting(scores: Tensor, mask: Tensor, groups: Tensor, 
     """Inverse-gap weighting over groups, then within the group drawn; ``(n, K)``, p(a|x) = p(g|x) p(a|g,x).
 
     A group scores what its best available action does, so that the limit of large gamma is greedy; with one group, or
-    with one action a group, this is ``inverse_gap_weighting``.
+    with one action a group, this is ``inverse_gap_weighting``. Ties go to the lowest group, and in it to the lowest id.
 
     Args:
         scores: ``(n, K)``.
@@ -241,9 +241,9 @@ def _agglomerated(effects: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     if actions == 1:
         return [torch.zeros(1, dtype=torch.int64, device=effects.device) for _ in sizes]
     tree = hierarchy.linkage(effects.detach().cpu().numpy(), method="complete")
-    cuts = hierarchy.cut_tree(tree, n_clusters=list(sizes))
-    # cut_tree numbers groups by their lowest member.
-    return [torch.as_tensor(cut, dtype=torch.int64, device=effects.device) for cut in cuts.T]
+    # Of all cuts, column j has K - j groups; asked for several numbers at once, scipy answers some in the wrong place.
+    cuts = hierarchy.cut_tree(tree)
+    return [torch.as_tensor(cuts[:, actions - h], dtype=torch.int64, device=effects.device) for h in sizes]
 
 
 def _check_groups(groups: Tensor, table: Tensor) -> None:

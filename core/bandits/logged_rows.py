@@ -187,11 +187,11 @@ def _reduced(
         low, high = torch.aminmax(torch.mv(probability, ones))
         sums = torch.stack([torch.minimum(sums[0], low), torch.maximum(sums[1], high)])
         least = torch.minimum(least, probability.amin())
-        columns["target"][part] = probability.gather(1, chosen[part]).squeeze(1)
+        torch.gather(probability, 1, chosen[part], out=columns["target"][part, None])
         if q is not None:
             model = q[part].double()
             torch.mv(probability * model, ones, out=columns["value"][part])
-            columns["q_logged"][part] = model.gather(1, chosen[part]).squeeze(1)
+            torch.gather(model, 1, chosen[part], out=columns["q_logged"][part, None])
         if unsupported is not None:
             torch.mv(probability * unsupported[part], ones, out=columns["missing"][part])
     # What is not finite shows in the row's sum and its value: only then are the tables themselves looked through.

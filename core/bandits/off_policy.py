@@ -240,10 +240,11 @@ class Sums:
                 slopes |= {at[column]: sign * slope for column, slope in estimator.slopes(means).items()}
                 replicates = replicates + sign * estimator.value({c: resampled[:, i] for c, i in at.items()})
                 width += self.limits.width(estimator, self.reward_range)
+            variance = self._variance(slopes)
         return Evidence(
             name,
             float(value),
-            self._variance(slopes),
+            variance,
             self.n,
             width if self.bounded else np.inf,
             replicates if self.bootstrap else None,
@@ -254,9 +255,10 @@ class Sums:
         if self.n < 2:
             raise InputError(f"rows: {self.n}, at least 2 are needed for an interval")
         at, slope = list(slopes), np.array(list(slopes.values()))
-        variance = slope @ self.comoment[np.ix_(at, at)] @ slope / (self.n - 1)
-        # Equal policies differ by nothing but rounding, which may be below zero.
-        return float(np.maximum(variance, 0.0))
+        comoment = self.comoment[np.ix_(at, at)]
+        # Policies that are equal but for rounding must not differ significantly: no less than the comoments' rounding.
+        rounding = np.finfo(np.float64).eps * (np.abs(slope) @ np.sqrt(np.diag(comoment))) ** 2
+        return float(np.maximum(slope @ comoment @ slope, rounding) / (self.n - 1))
 
 
 def evaluate(

@@ -21,8 +21,8 @@ _DRAWS_AT_ONCE = 1 << 20
 class PoissonBootstrap:
     """Each row, or each cluster of rows, counts Poisson(1) times in each replicate (Chamandy et al. 2012; Hanley 2006).
 
-    The counts come from SplitMix64 with the hashed id as its state, 16 bits a draw; the probabilities of the counts
-    are Poisson's to 2^-16, with mean and variance exactly 1.
+    The counts come from SplitMix64 with the hashed id as its state, 16 bits a draw; their mean and variance are exactly
+    1 and their probabilities Poisson's to 3e-4.
 
     Attributes:
         replicates: B.

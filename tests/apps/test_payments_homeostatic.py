@@ -7,8 +7,9 @@ from torch.nn import functional
 
 from apps.payments.oracles import OracleDiverged, Rows, load_oracle
 from apps.payments.oracles.homeostatic import HomeostaticSettings
+from apps.payments.oracles.mlp import Inputs
 from core.errors import InputError
-from simulators.payments import Payments, Sizes, dense_mask
+from simulators.payments import Payments, Sizes, dense_mask, flag_bits
 
 SIZES = Sizes(issuers=6, merchants=4, countries=2)
 RATES = ("constant", "cosine", "random", "shuffled", "homeostatic", "drive")
@@ -125,9 +126,6 @@ def test_predictions_are_those_of_the_two_logits():
     oracle = fit(given)
     every = oracle.predict_all(given.context)
     assert every.shape == (300, 32)
-    from apps.payments.oracles.mlp import Inputs
-    from simulators.payments import flag_bits
-
     inputs = Inputs.of(given.context, SIZES, "cpu", torch.float32)
     logits = oracle.network(inputs.levels, inputs.numbers, flag_bits(5, dtype=torch.float32)[given.action])
     taken = every.gather(1, given.action[:, None]).squeeze(1)

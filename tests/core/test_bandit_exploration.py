@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ RULES = {
     "epsilon": lambda f, m: bandits.epsilon_greedy(f, m, 0.1),
     "igw": lambda f, m: bandits.inverse_gap_weighting(f, m, 300.0),
     "softmax": lambda f, m: bandits.softmax(f, m, 0.05),
-    "votes": lambda f, m: bandits.bootstrap_votes(torch.stack([f, f.flip(0), f**2]), m),
+    "votes": lambda f, m: bandits.bootstrap_votes(torch.stack([f, 1 - f, (f - 0.5) ** 2]), m),
     "igw_elim": lambda f, m: bandits.inverse_gap_weighting(f, bandits.surviving_actions(f, m, 1e-2, 1000), 300.0),
     "floor": lambda f, m: bandits.with_floor(bandits.greedy(f, m), m, 0.2),
     "minimum": lambda f, m: bandits.with_minimum(bandits.softmax(f, m, 0.05), m, 0.2),
@@ -83,11 +84,11 @@ def test_gamma_leads_from_uniform_to_greedy(dtype):
         assert (at_best[-1] >= even.gather(1, best) - 1e-6).all()
         if gamma == 0:
             torch.testing.assert_close(p, even)
-    assert all((later >= sooner - 1e-6).all() for sooner, later in zip(at_best, at_best[1:], strict=False))
+    assert all((later >= sooner - 1e-6).all() for sooner, later in pairwise(at_best))
     torch.testing.assert_close(p, bandits.greedy(scores, mask), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(RULES) - {"votes"}))  # whose voters here look at other rows
+@pytest.mark.parametrize("name", RULES)
 def test_a_masked_action_is_as_if_it_did_not_exist(name):
     scores, mask = rows(n=50)
     together = RULES[name](scores, mask)
@@ -235,7 +236,7 @@ def test_empty_batches_pass():
 def test_a_row_without_an_available_action_is_refused_by_number(name):
     scores, mask = rows()
     mask[[57, 90]] = False
-    with pytest.raises(InputError, match=r"available actions: row 57.* is 0, allowed is at least 1"):
+    with pytest.raises(InputError, match="available actions: row 57 is 0, allowed is at least 1"):
         RULES[name](scores, mask)
 
 
@@ -246,7 +247,7 @@ def test_an_available_score_that_is_not_finite_is_refused_by_number(name, value)
     action = int(mask[41].nonzero()[0])
     scores[41, action] = value
     scores[40, ~mask[40]] = math.nan
-    with pytest.raises(InputError, match="scores: row (41|158) is (nan|inf)"):  # 158: its image in the flipped voter
+    with pytest.raises(InputError, match=r"scores: row 41 is (nan|inf)"):
         RULES[name](scores, mask)
 
 

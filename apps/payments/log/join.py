@@ -229,8 +229,10 @@ def _joined(
     counted = counted.rename({"event_time": "reward_time", "attempt": "reward_attempt"})
     over = pl.lit(as_of, dtype=pl.Datetime("us", "UTC")) - time > horizon
     status = pl.when(pl.col("reward").is_not_null()).then(pl.lit(MATCHED))
-    joined = _by_id(made).join(counted, on="decision_id", how="left", maintain_order="left")
-    joined = joined.with_columns(status=status.when(over).then(pl.lit(CENSORED)).otherwise(pl.lit(PENDING)))
+    made = _by_id(made)
+    # Only the ids pass through the join: its copy of all columns would cost as much as the sorting.
+    found = made.select(key).join(counted, on="decision_id", how="left", maintain_order="left").drop("decision_id")
+    joined = made.hstack(found).with_columns(status=status.when(over).then(pl.lit(CENSORED)).otherwise(pl.lit(PENDING)))
     return joined, _quarantine(refused), _quarantine(late)
 
 
@@ -238,6 +240,8 @@ def _first(frame: pl.DataFrame, order: list[str]) -> tuple[pl.DataFrame, pl.Data
     """The first row of each id in an order that may name ``content``, and the others, ``same`` where equal to it."""
     pl = require("polars", "payments")
     repeated = frame["decision_id"].is_duplicated()
+    if not repeated.any():
+        return frame, frame.clear().with_columns(same=pl.lit(True))
     rows = frame.filter(repeated).with_columns(content=_content(frame)).sort("decision_id", *order)
     first = rows["decision_id"].is_first_distinct()
     firsts = rows.filter(first)
@@ -252,6 +256,8 @@ def _by_id(frame: pl.DataFrame) -> pl.DataFrame:
     halves = [
         pl.col("decision_id").bin.slice(start, 8).bin.reinterpret(dtype=pl.UInt64, endianness="big") for start in (0, 8)
     ]
+    # Gathering from the many pieces that a scan leaves would cost ten times more.
+    frame = frame.rechunk()
     return frame[frame.select(pl.arg_sort_by(halves)).to_series()]
 
 

@@ -96,8 +96,9 @@ class Coefficients:
         Returns:
             The matrix ``(n, coefficients)``, and the row ``(n,)`` that each of its rows was.
         """
+        action = action.cpu()
         order = action.argsort(stable=True)
-        context = context.take(order).to("cpu", torch.float64)
+        context = context.to("cpu", torch.float64).take(order)
         taken, counts = action[order].unique_consecutive(return_counts=True)
         codes = torch.stack(list(level_codes(context, self.sizes).values()), 1).numpy()
         known = codes < self.levels
@@ -112,11 +113,13 @@ class Coefficients:
         of_effect = np.r_[:EFFECT_NUMBERS, NUMBERS:last]
         effect_values, effect_columns = values[:, of_effect], columns[:, of_effect]
         effect_columns[:, EFFECT_NUMBERS:] -= NUMBERS - EFFECT_NUMBERS
+        effects = [self.common + f * self.effect for f in range(self.sizes.flags)]
+        every_pair = list(enumerate(self.pairs, len(self) - len(self.pairs)))
         blocks, start = [], 0
         for bits, count in zip(taken.tolist(), counts.tolist(), strict=True):
             rows = slice(start, start + count)
-            on = [self.common + f * self.effect for f in range(self.sizes.flags) if bits >> f & 1]
-            both = [i for i, (f, h) in enumerate(self.pairs, len(self) - len(self.pairs)) if bits >> f & bits >> h & 1]
+            on = [first for f, first in enumerate(effects) if bits >> f & 1]
+            both = [i for i, (f, h) in every_pair if bits >> f & bits >> h & 1]
             pairs = np.broadcast_to(np.array(both, dtype=np.int32), (count, len(both)))
             at = np.hstack([columns[rows], *(effect_columns[rows] + np.int32(first) for first in on), pairs])
             blocks.append((at, np.hstack([values[rows], *[effect_values[rows]] * len(on), np.ones(pairs.shape)])))

@@ -86,8 +86,8 @@ class ApprovalNetwork(nn.Module):
 
     def decide(self, encoded: Tensor, bits: Tensor) -> Tensor:
         """Logits of encoded payments ``(..., width)`` and the bits of actions ``(..., F)``; the two broadcast."""
-        hidden = functional.relu(encoded + self.action(bits))
-        logits: Tensor = self.score(functional.relu(self.hidden(hidden))).squeeze(-1)
+        hidden = functional.relu(encoded + self.action(bits), inplace=True)
+        logits: Tensor = self.score(functional.relu(self.hidden(hidden), inplace=True)).squeeze(-1)
         return logits
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class NeuralSettings(OracleConfig):
     """Width of each category's embedding."""
     width: int = Field(default=128, ge=1, le=8192)
     """Of the two hidden layers."""
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
     """Of Adam."""
     batch: int = Field(default=4096, ge=1)
     """Rows a step."""
@@ -123,9 +123,7 @@ class NeuralSettings(OracleConfig):
         self, rows: Rows, sizes: Sizes, *, seed: int, device: torch.device | str, focus: float, **unused: Any
     ) -> NeuralOracle:
         """Train in float32 on ``device``; the initial weights and the order of the rows come from ``seed``."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = self.network(sizes, len(rows)).to(device)
+        network = self._initial(sizes, len(rows), seed).to(device)
         inputs = Inputs.of(rows.context, sizes, device, torch.float32)
         reward = rows.reward.to(device, torch.float32)
         weight = None if rows.weight is None else rows.weight.to(device, torch.float32)
@@ -140,6 +138,12 @@ class NeuralSettings(OracleConfig):
         self._train(network, loss, len(rows), seed)
         network.forget_unseen(inputs.levels)
         return NeuralOracle(self, sizes, network.eval())
+
+    def _initial(self, sizes: Sizes, rows: int, seed: int) -> ApprovalNetwork:
+        # Layers draw from the global generator, which is nobody's to change.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.network(sizes, rows)
 
     def prepare(self, network: ApprovalNetwork, inputs: Inputs, bits: Tensor, reward: Tensor) -> None:
         """What a network keeps of its training set before it learns: nothing."""
@@ -186,7 +190,7 @@ class NeuralSettings(OracleConfig):
         Raises:
             InputError: weights of another network.
         """
-        network = self.network(sizes, int(extras["rows"]))
+        network = self._initial(sizes, int(extras["rows"]), 0)
         try:
             network.load_state_dict(dict(state))
         except RuntimeError as error:
@@ -201,7 +205,7 @@ class MLPSettings(NeuralSettings):
 
 
 class NeuralOracle(Oracle[NeuralSettings]):
-    """Predictions of a trained network.
+    """Predictions of a trained network, whose arithmetic is in float32.
 
     Args:
         settings: it was trained with.
@@ -211,12 +215,7 @@ class NeuralOracle(Oracle[NeuralSettings]):
 
     def __init__(self, settings: NeuralSettings, sizes: Sizes, network: ApprovalNetwork) -> None:
         super().__init__(settings, sizes)
-        self._networks = {torch.float32: network}
-
-    @property
-    def network(self) -> ApprovalNetwork:
-        """As it was trained, in float32."""
-        return self._networks[torch.float32]
+        self.network = network
 
     @property
     def parameters(self) -> int:
@@ -237,21 +236,20 @@ class NeuralOracle(Oracle[NeuralSettings]):
         return max(1, pairs // self.sizes.actions)
 
     def _approval(self, context: PaymentContext, dtype: torch.dtype) -> Tensor:
-        bits = flag_bits(self.sizes.flags, self.network.score.weight.device, dtype)
-        return self._decide(context, bits, dtype, pairs=True)
+        return self._decide(context, self._bits(), dtype, pairs=True)
 
     def _approval_of(self, context: PaymentContext, action: Tensor, dtype: torch.dtype) -> Tensor:
-        device = self.network.score.weight.device
-        return self._decide(context, flag_bits(self.sizes.flags, device, dtype)[action.to(device)], dtype, pairs=False)
+        bits = self._bits()
+        return self._decide(context, bits[action.to(bits.device)], dtype, pairs=False)
 
-    @torch.inference_mode()
+    def _bits(self) -> Tensor:
+        return flag_bits(self.sizes.flags, self.network.score.weight.device, torch.float32)
+
+    @torch.no_grad()
     def _decide(self, context: PaymentContext, bits: Tensor, dtype: torch.dtype, *, pairs: bool) -> Tensor:
-        if dtype not in self._networks:
-            self._networks[dtype] = copy.deepcopy(self.network).to(dtype)
-        network = self._networks[dtype]
-        encoded = network.encode(Inputs.of(context, self.sizes, bits.device, dtype))
-        logits = network.decide(encoded[:, None] if pairs else encoded, bits)
-        return logits.sigmoid_().to(context.log_amount.device)
+        encoded = self.network.encode(Inputs.of(context, self.sizes, bits.device, torch.float32))
+        logits = self.network.decide(encoded[:, None] if pairs else encoded, bits)
+        return logits.to(context.log_amount.device, dtype).sigmoid_()
 
 
 def focal_loss(logits: Tensor, reward: Tensor, focus: float = 0.0) -> Tensor:

@@ -148,7 +148,8 @@ class Oracle(ABC, Generic[Settings]):
 
         Args:
             context: n payments.
-            dtype: of the arithmetic and the result; that of the context's numbers if not given.
+            dtype: of the result, and of the arithmetic (a network's is float32); that of the context's numbers if not
+                given.
 
         Raises:
             InputError: a number that is not finite; its column and row are named.

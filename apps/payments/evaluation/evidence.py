@@ -1,0 +1,328 @@
+"""Evidence about policies from a log of payments: sums over parts of it, which add up to those of the whole."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from apps.payments.log.tables import Logged, logged, logged_chunks
+from apps.payments.oracles import FactoredSettings, ImbalanceSettings, Oracle, OracleSettings, Rows, fit_oracle
+from core.bandits import LoggedRows, PoissonBootstrap, Sums, folds_of, hashed, logged_rows, uniform
+from core.errors import InputError, require
+from simulators.payments.context import CATEGORIES, FUNDINGS, INTERACTIONS, SCHEMES, PaymentContext, Sizes
+
+FOLDS = 3
+WEIGHT_EDGES = np.linspace(-3, 5, 65)
+"""Of the histograms of importance weights and propensities, log10."""
+CALIBRATION_BINS = 20
+"""Of the reward model's reliability, of equal width in the predicted probability."""
+NAMES = {"scheme": SCHEMES, "funding": FUNDINGS, "interaction": INTERACTIONS}
+
+Cluster = Literal["row", "day", "merchant", "issuer"]
+
+
+class Target(Protocol):
+    """A policy that can be evaluated."""
+
+    def probabilities(self, context: PaymentContext, mask: Tensor) -> Tensor:
+        """Probability ``(n, K)`` of every action, 0 where it is not available."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformTarget:
+    """Every available action alike."""
+
+    def probabilities(self, context: PaymentContext, mask: Tensor) -> Tensor:
+        """1 / n_A."""
+        return uniform(mask)
+
+
+@dataclass(frozen=True)
+class Histograms:
+    """Counts that the pictures need; they add.
+
+    Attributes:
+        weights: rows by log10 weight, of each policy.
+        propensities: rows by log10 propensity.
+        calibration: rows, predictions and rewards summed by predicted probability ``(3, bins)``.
+    """
+
+    weights: Mapping[str, NDArray[np.float64]]
+    propensities: NDArray[np.float64]
+    calibration: NDArray[np.float64]
+
+    def __add__(self, other: Histograms) -> Histograms:
+        weights = {policy: counts + other.weights[policy] for policy, counts in self.weights.items()}
+        propensities = self.propensities + other.propensities
+        return Histograms(weights, propensities, self.calibration + other.calibration)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the rows of a log, or of a part of it, say of the policies; parts add.
+
+    Attributes:
+        whole: sums of all rows.
+        segments: sums of the rows of each segment.
+        histograms: for the pictures.
+    """
+
+    whole: Sums
+    segments: Mapping[str, Sums]
+    histograms: Histograms
+
+    def __add__(self, other: Evidence) -> Evidence:
+        segments = dict(self.segments)
+        for name, sums in other.segments.items():
+            segments[name] = segments[name] + sums if name in segments else sums
+        return Evidence(self.whole + other.whole, segments, self.histograms + other.histograms)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is made of large weights; see ``core.bandits.Sums``.
+
+    Attributes:
+        clip: largest weight of the clipped estimator.
+        switch: weight above which the switching estimator trusts the model.
+        shrink: lambda of the optimistic shrinkage.
+    """
+
+    clip: float = 10.0
+    switch: float = 10.0
+    shrink: float = 10.0
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Turns a part of a log into evidence; a plain object that can travel to another machine.
+
+    Attributes:
+        policies: by name.
+        models: of the reward, one a fold of the log, fitted without its rows; none evaluates by weights alone.
+        limits: what is made of large weights.
+        bootstrap: whose replicates are summed, None for none.
+        cluster: what the bootstrap draws as one.
+        segment: column whose levels are evaluated by themselves, None for none.
+        levels: of that column that are kept apart; the others count as one segment.
+    """
+
+    policies: Mapping[str, Target]
+    models: tuple[Oracle[Any], ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    bootstrap: PoissonBootstrap | None = None
+    cluster: Cluster = "row"
+    segment: str | None = None
+    levels: tuple[int, ...] = ()
+
+    def __call__(self, rows: Logged) -> Evidence:
+        """The evidence of n rows.
+
+        Raises:
+            InputError: a propensity, action or reward that cannot be.
+        """
+        model = self._predictions(rows)
+        seen = {
+            name: logged_rows(
+                rows.action,
+                rows.reward,
+                rows.propensity,
+                policy.probabilities(rows.context, rows.mask),
+                model,
+                rows.mask,
+            )
+            for name, policy in self.policies.items()
+        }
+        ids = self._ids(rows)
+        segments = {
+            name: self._sums({policy: part.take(mask) for policy, part in seen.items()}, ids[mask])
+            for name, mask in self._segments(rows)
+        }
+        return Evidence(self._sums(seen, ids), segments, _histograms(seen, rows))
+
+    def _sums(self, rows: Mapping[str, LoggedRows], ids: Tensor) -> Sums:
+        limits = {"clip": self.limits.clip, "switch": self.limits.switch, "shrink": self.limits.shrink}
+        return Sums.of(rows, bootstrap=self.bootstrap, ids=ids if self.bootstrap else None, **limits)
+
+    def _predictions(self, rows: Logged) -> Tensor | None:
+        if not self.models:
+            return None
+        fold = fold_of(rows)
+        found = torch.empty(rows.mask.shape, dtype=torch.float64)
+        for k, fitted in enumerate(self.models):
+            mine = fold == k
+            found[mine] = fitted.predict_all(rows.context.take(mine), torch.float64)
+        return found
+
+    def _ids(self, rows: Logged) -> Tensor:
+        if self.cluster == "row":
+            return words(rows.ids)
+        return rows.day if self.cluster == "day" else getattr(rows.context, self.cluster)
+
+    def _segments(self, rows: Logged) -> Iterator[tuple[str, Tensor]]:
+        if self.segment is None:
+            return
+        column = getattr(rows.context, self.segment)
+        others = torch.ones(len(rows), dtype=torch.bool)
+        for level in self.levels:
+            mask = column == level
+            others &= ~mask
+            if bool(mask.any()):
+                yield segment_name(self.segment, level), mask
+        if bool(others.any()):
+            yield f"other {self.segment}s", others
+
+
+def segment_name(column: str, level: int) -> str:
+    """A segment in words."""
+    names = NAMES.get(column, ())
+    return f"{column} {names[level] if 0 <= level < len(names) else level}"
+
+
+def words(ids: Tensor) -> Tensor:
+    """``(n,)`` int64 of 16-byte ids ``(n, 16)``, which are hashes: their first half is as good as the whole."""
+    return ids[:, :8].contiguous().view(torch.int64).squeeze(1)
+
+
+def fold_of(rows: Logged) -> Tensor:
+    """``(n,)`` fold of each row, by the hash of its transaction: it stays as the log grows."""
+    return folds_of(words(rows.ids), FOLDS)
+
+
+def _histograms(seen: Mapping[str, LoggedRows], rows: Logged) -> Histograms:
+    def counts(values: Tensor) -> NDArray[np.float64]:
+        tiny = 10.0 ** WEIGHT_EDGES[0]
+        inside = np.log10(values.numpy().clip(tiny, 10.0 ** WEIGHT_EDGES[-1]))
+        return np.histogram(inside, WEIGHT_EDGES)[0].astype(np.float64)
+
+    weights = {name: counts(part.target / part.propensity) for name, part in seen.items()}
+    predicted = next(iter(seen.values())).q_logged
+    calibration = np.zeros((3, CALIBRATION_BINS))
+    if predicted is not None:
+        cell = (predicted * CALIBRATION_BINS).long().clamp_(0, CALIBRATION_BINS - 1)
+        columns = (torch.ones_like(predicted), predicted, rows.reward)
+        calibration = torch.stack([torch.bincount(cell, x, CALIBRATION_BINS) for x in columns]).numpy()
+    return Histograms(weights, counts(rows.propensity), calibration)
+
+
+@dataclass(frozen=True)
+class PaymentsLog:
+    """A joined log: its Parquet file, and how many actions its masks are over.
+
+    Attributes:
+        path: of the file.
+        sizes: of the portfolio that its contexts are of.
+    """
+
+    path: Path
+    sizes: Sizes
+
+    @property
+    def actions(self) -> int:
+        """K."""
+        return self.sizes.actions
+
+    def checksum(self) -> str:
+        """SHA-256 of the file: what an evaluation belongs to."""
+        with self.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def sample(self, rows: int, seed: int = 0) -> Logged:
+        """About ``rows`` of the rows, chosen by the hash of their transactions; all where there are fewer."""
+        parts, total = [], 0
+        with require("pyarrow.parquet", "payments").ParquetFile(self.path) as file:
+            total = file.metadata.num_rows
+        share = min(1.0, rows / max(total, 1))
+        limit = int((2 * share - 1) * 2**63) if share < 1 else 2**63 - 1
+        for part in logged_chunks(self.path, self.actions):
+            parts.append(part.take(hashed(words(part.ids), seed) <= limit))
+        if not parts:
+            raise InputError(f"{self.path}: no decision in it has a reward")
+        return Logged.cat(parts)
+
+    def reduce(self, evaluator: Callable[[Logged], Evidence], progress: Callable[[int], None]) -> Evidence:
+        """The evidence of all rows, part by part; on a Ray cluster by Ray Data, where this code runs on one.
+
+        Args:
+            evaluator: of a part.
+            progress: told the rows that are done.
+        """
+        ray = sys.modules.get("ray")
+        if ray is not None and ray.is_initialized():
+            return self._reduce_on_ray(evaluator)
+        found: Evidence | None = None
+        done = 0
+        for part in logged_chunks(self.path, self.actions):
+            evidence = evaluator(part)
+            found = evidence if found is None else found + evidence
+            done += len(part)
+            progress(done)
+        if found is None:
+            raise InputError(f"{self.path}: no decision in it has a reward")
+        return found
+
+    def _reduce_on_ray(self, evaluator: Callable[[Logged], Evidence]) -> Evidence:
+        data = require("ray.data", "ray")
+        data.DataContext.get_current().enable_progress_bars = False
+        parts = data.read_parquet(str(self.path)).map_batches(
+            _part, batch_format="pyarrow", batch_size=1 << 17, fn_args=(evaluator, self.actions)
+        )
+        # Parts come in any order; sums of floats do not mind more than rounding.
+        found = [row["evidence"] for row in parts.iter_rows() if row["evidence"] is not None]
+        if not found:
+            raise InputError(f"{self.path}: no decision in it has a reward")
+        return reduce(lambda a, b: a + b, found)
+
+
+def _part(table: Any, evaluator: Callable[[Logged], Evidence], actions: int) -> dict[str, NDArray[Any]]:
+    torch.set_num_threads(1)
+    rows = logged(table, actions)
+    found = np.empty(1, dtype=object)
+    found[0] = evaluator(rows) if len(rows) else None
+    return {"evidence": found}
+
+
+def fit_models(
+    log: PaymentsLog, rows: int, settings: OracleSettings | None = None, seed: int = 0
+) -> tuple[tuple[Oracle[Any], ...], Logged]:
+    """Reward models for cross-fitting, each without the rows of its fold, on about ``rows`` rows of the log; and those.
+
+    Raises:
+        InputError: rows that cannot be learned from.
+        OracleNotFitted: a fold's rows have one label only.
+    """
+    sample = log.sample(rows, seed)
+    fold = fold_of(sample)
+    models = []
+    for k in range(FOLDS):
+        training = sample.take(fold != k)
+        learned = Rows(training.context, training.action, training.reward)
+        models.append(
+            fit_oracle(settings or FactoredSettings(), ImbalanceSettings(), learned, log.sizes, seed=seed + k)
+        )
+    return tuple(models), sample
+
+
+def largest_levels(sample: Logged, column: str, count: int) -> tuple[int, ...]:
+    """The ``count`` levels of a category with the most rows.
+
+    Raises:
+        InputError: the column is none of the categories.
+    """
+    if column not in CATEGORIES:
+        raise InputError(f"segment = {column}: must be one of {', '.join(CATEGORIES)}")
+    levels, counts = getattr(sample.context, column).unique(return_counts=True)
+    order = counts.argsort(descending=True, stable=True)[:count]
+    return tuple(levels[order].sort().values.tolist())
+

@@ -1,0 +1,218 @@
+"""The run of an evaluation: a log is read once, and what it says of every policy is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from pydantic import Field
+
+from apps.payments.evaluation.evidence import (
+    CALIBRATION_BINS,
+    WEIGHT_EDGES,
+    Cluster,
+    Evaluator,
+    Evidence,
+    Limits,
+    PaymentsLog,
+    Target,
+    UniformTarget,
+    fit_models,
+    largest_levels,
+)
+from apps.payments.log.open_bandit import OpenBanditLog, read_open_bandit
+from apps.payments.oracles import FactoredSettings, OracleNotFitted, OracleSettings
+from apps.payments.policy import Policy
+from core.bandits import LOGGED, Anytime, Bernstein, Normal, Percentile, PoissonBootstrap, Sums
+from core.errors import InputError
+from core.stats import Interval
+from core.study import Config, Context, Run
+from simulators.payments import Sizes
+
+Format = Literal["payments", "open_bandit"]
+IntervalName = Literal["normal", "bootstrap", "bernstein", "anytime"]
+METHODS = {"normal": Normal(), "bootstrap": Percentile(), "bernstein": Bernstein(), "anytime": Anytime()}
+UNIFORM = "uniform"
+ENDS = ("mean", "low", "high")
+
+
+class Candidate(Config):
+    """A policy to be evaluated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name in the report."""
+    source: str = UNIFORM
+    """``uniform``; or the folder of a policy; or, on an Open Bandit log, the log whose item frequencies are the policy."""
+    checksum: str = ""
+    """Of what lies there, so that a changed policy is evaluated anew."""
+
+
+class Estimation(Config):
+    """How policies are evaluated."""
+
+    clip: float = Field(default=10.0, gt=0)
+    """Largest weight of ``clipped_ips``."""
+    switch: float = Field(default=5.0, gt=0)
+    """Weight above which ``switch_dr`` trusts the reward model."""
+    shrink: float = Field(default=5.0, gt=0)
+    """Lambda of ``dros``."""
+    replicates: int = Field(default=1000, ge=0, le=100_000)
+    """Of the bootstrap; 0 does without."""
+    cluster: Cluster = "row"
+    """What the bootstrap draws: rows, or what hangs together."""
+    model: OracleSettings | None = FactoredSettings()
+    """Of the reward, cross-fitted; null evaluates by weights alone."""
+    fit_rows: int = Field(default=200_000, ge=100)
+    """Rows of the log that the reward model is fitted to."""
+    segment: str | None = None
+    """Column whose levels are evaluated by themselves."""
+    segments: int = Field(default=20, ge=1, le=1000)
+    """Levels that are kept apart: those with the most rows."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of the fits and the bootstrap."""
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What is made of large weights."""
+        return {"clip": self.clip, "switch": self.switch, "shrink": self.shrink}
+
+    @property
+    def bootstrap(self) -> PoissonBootstrap | None:
+        """The bootstrap, if there is one."""
+        return PoissonBootstrap(self.replicates, self.seed) if self.replicates >= 2 else None
+
+
+class EvaluateLog(Run):
+    """Every policy on one log."""
+
+    log: str
+    """Path of the log."""
+    format: Format
+    """``payments``: a joined log; ``open_bandit``: a campaign's folder or CSV file."""
+    checksum: str
+    """Of the log."""
+    candidates: tuple[Candidate, ...]
+    """The policies."""
+    estimation: Estimation
+    """How."""
+    sizes: Sizes = Sizes()
+    """Of the portfolio, on a payments log."""
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return f"evaluate {Path(self.log).name}"
+
+    def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
+        """Estimates, differences from the log's own policy and diagnostics, with what the pictures need."""
+        if self.format == "open_bandit":
+            return self._open_bandit()
+        log = PaymentsLog(Path(self.log), self.sizes)
+        policies = {c.name: _policy(c) for c in self.candidates}
+        models, notes, levels = (), [], ()
+        try:
+            models, sample = ((), log.sample(self.estimation.fit_rows, self.estimation.seed))
+            if self.estimation.model is not None:
+                context.log(message="fitting the reward model")
+                models, sample = fit_models(log, self.estimation.fit_rows, self.estimation.model, self.estimation.seed)
+        except OracleNotFitted as reason:
+            notes.append(f"No reward model: {reason}; only weights are used.")
+        if self.estimation.segment is not None:
+            levels = largest_levels(sample, self.estimation.segment, self.estimation.segments)
+        evaluator = Evaluator(
+            policies,
+            models,
+            Limits(**self.estimation.limits),
+            self.estimation.bootstrap,
+            self.estimation.cluster,
+            self.estimation.segment,
+            levels,
+        )
+        total = log.rows()
+        evidence = log.reduce(evaluator, lambda done: context.progress(done / max(total, 1)))
+        return evidence_data(evidence, notes)
+
+    def _open_bandit(self) -> xr.Dataset:
+        log = read_open_bandit(Path(self.log))
+        rows = {c.name: log.rows(_items(c, log)) for c in self.candidates}
+        bootstrap = self.estimation.bootstrap
+        ids = np.arange(len(log)) if bootstrap else None
+        sums = Sums.of(rows, bootstrap=bootstrap, ids=ids, **self.estimation.limits)
+        found = estimates(sums)
+        for c in self.candidates:
+            if c.source != UNIFORM:
+                own = read_open_bandit(Path(c.source), log.items).click_rate
+                found[f"own_rate_{c.name}"] = ("end", [own.mean, own.low, own.high])
+        notes = ["The reward model is a table of shrunk click rates by item and position of the log, not cross-fitted."]
+        return found.assign_attrs(notes="\n".join(notes))
+
+
+def _policy(candidate: Candidate) -> Target:
+    return UniformTarget() if candidate.source == UNIFORM else Policy.load(Path(candidate.source))
+
+
+def _items(candidate: Candidate, log: OpenBanditLog) -> Any:
+    if candidate.source == UNIFORM:
+        return log.impressions.new_full(log.impressions.shape, 1 / log.items)
+    return read_open_bandit(Path(candidate.source), log.items).item_frequencies()
+
+
+def estimates(sums: Sums) -> xr.Dataset:
+    """Every estimate with every interval that its assumptions allow, differences from the log, and diagnostics."""
+    policies = list(sums.policies)
+    names = list(dict.fromkeys(name for policy in policies for name in sums.estimators(policy)))
+    shape = (len(policies), len(names), len(METHODS), len(ENDS))
+    value, gain, p = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape[:3], np.nan)
+    for i, policy in enumerate(policies):
+        for j, name in enumerate(names):
+            for k, method in enumerate(METHODS.values()):
+                try:
+                    found, against = sums.estimate(name, policy, method), sums.difference(name, policy, LOGGED, method)
+                except InputError:  # an interval that needs a bound, or a bootstrap, that is not there
+                    continue
+                value[i, j, k], gain[i, j, k] = _ends(found), _ends(against)
+                p[i, j, k] = np.nan if against.p is None else against.p
+    diagnosed = [sums.diagnostics(policy) for policy in policies]
+    dims = ("policy", "estimator", "interval", "end")
+    own = sums.estimate("ips", LOGGED)
+    return xr.Dataset(
+        {
+            "value": (dims, value, {"long_name": "value of the policy", "units": "1"}),
+            "difference": (dims, gain, {"long_name": "value less that of the logged policy", "units": "1"}),
+            "p": (dims[:3], p, {"long_name": "p-value of the difference"}),
+            "logged": ("end", _ends(own), {"long_name": "mean reward of the log"}),
+            "mean_weight": (("policy", "end"), [_ends(d.mean_weight) for d in diagnosed]),
+            "ess": ("policy", [d.ess for d in diagnosed], {"long_name": "effective sample size", "units": "rows"}),
+            "max_weight": ("policy", [d.max_weight for d in diagnosed]),
+            "missing_mass": ("policy", [np.nan if d.missing_mass is None else d.missing_mass for d in diagnosed]),
+            "verdict": ("policy", [d.verdict for d in diagnosed]),
+            "reason": ("policy", ["; ".join(d.reasons) for d in diagnosed]),
+        },
+        {"policy": policies, "estimator": names, "interval": list(METHODS), "end": list(ENDS)},
+    ).assign_attrs(rows=sums.n)
+
+
+def evidence_data(evidence: Evidence, notes: list[str]) -> xr.Dataset:
+    """``estimates`` of the whole log and, along ``segment``, of its parts; and the histograms."""
+    found = estimates(evidence.whole)
+    histograms = evidence.histograms
+    found["weight_counts"] = (("policy", "weight_bin"), np.stack([histograms.weights[p] for p in evidence.whole.policies]))
+    found["propensity_counts"] = ("weight_bin", histograms.propensities)
+    found["calibration"] = (("sum", "bin"), histograms.calibration)
+    found = found.assign_coords(
+        weight_low=("weight_bin", WEIGHT_EDGES[:-1]), bin=(np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
+    )
+    large = {name: sums for name, sums in evidence.segments.items() if sums.n >= 2}
+    if large:
+        parts = [estimates(sums) for sums in large.values()]
+        segments = xr.concat(parts, xr.Variable("segment", list(large)), combine_attrs="drop", join="outer")
+        found = found.merge(segments.rename({name: f"segment_{name}" for name in segments.data_vars}))
+        found["segment_rows"] = ("segment", [sums.n for sums in large.values()])
+    return found.assign_attrs(notes="\n".join(notes), rows=evidence.whole.n)
+
+
+def _ends(i: Interval) -> list[float]:
+    return [i.mean, i.low, i.high]

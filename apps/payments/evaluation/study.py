@@ -1,0 +1,197 @@
+"""The evaluation of policies on a log, as a study: it resumes, it can run on Ray, and it ends in a page to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Self
+
+import numpy as np
+import xarray as xr
+from pydantic import Field, model_validator
+from scipy.stats import false_discovery_control
+
+from apps.payments.evaluation import figures
+from apps.payments.evaluation.evidence import PaymentsLog
+from apps.payments.evaluation.runs import METHODS, UNIFORM, Candidate, Estimation, EvaluateLog, Format
+from apps.payments.log import manifest
+from apps.payments.log.open_bandit import csv_of
+from apps.payments.metrics import BASIS_POINTS
+from core import files
+from core.errors import InputError
+from core.study import Analysis, Claim, Results, Row, Run, Study
+from simulators.payments import Sizes
+
+DECIDING = ("dr", "snips")
+"""Estimators that decide whether a policy is promoted: the first that the log allows."""
+DISCOVERY_RATE = 0.05
+
+
+class EvaluationStudy(Study):
+    """What policies would have been worth on a log that another one left."""
+
+    app: ClassVar[str] = "payments"
+    headline: ClassVar[tuple[str, ...]] = ("value (normal)", "difference from the log (normal)", "verdict", "ESS share")
+
+    log: str
+    """Path of the log."""
+    format: Format = "payments"
+    """``payments``: a joined log; ``open_bandit``: a campaign's folder or CSV file."""
+    checksum: str
+    """Of the log."""
+    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    """The policies."""
+    estimation: Estimation = Estimation()
+    """How they are evaluated."""
+    sizes: Sizes = Sizes()
+    """Of the portfolio, on a payments log."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [c.name for c in self.candidates]
+        if len(set(names)) < len(names):
+            raise InputError("policies: two have the same name")
+        return self
+
+    def runs(self) -> list[Run]:
+        """One run."""
+        return [self._evaluation]
+
+    @property
+    def _evaluation(self) -> EvaluateLog:
+        fields = ("log", "format", "checksum", "candidates", "estimation", "sizes")
+        return EvaluateLog(**{name: getattr(self, name) for name in fields})
+
+    def analyse(self, results: Results) -> Analysis:
+        """Estimates, diagnostics, a claim of promotion for every policy, and pictures."""
+        data = results[self._evaluation]
+        notes = [note for note in data.attrs["notes"].split("\n") if note]
+        notes += [
+            f"{data.attrs['rows']:,} rows with a reward. Intervals are at 95 %: normal by the delta method; bootstrap by "
+            f"percentiles of {self.estimation.replicates} Poisson replicates over {self.estimation.cluster}s; bernstein holds "
+            "at every sample size where weights are bounded; anytime holds however often one looks. An estimator that has "
+            "no such interval has no row.",
+            "A policy is worth promoting if the lower end of its paired difference from the logged policy is above 0 and "
+            "its weights are supported by the log (verdict ok).",
+        ]
+        notes += [
+            f"{policy}: {data['verdict'].sel(policy=policy).item()}: {reason}"
+            for policy in data["policy"].values
+            if (reason := data["reason"].sel(policy=policy).item())
+        ]
+        claims = [_promotion(data, policy) for policy in data["policy"].values]
+        drawn = figures.of_evaluation(data, _deciding(data))
+        return Analysis(_rows(data), claims, drawn, data, notes)
+
+
+def evaluation_of(
+    log: Path, candidates: Sequence[Candidate], format: Format, estimation: Estimation, sizes: Sizes | None = None
+) -> EvaluationStudy:
+    """The study that evaluates policies on a log, named after it.
+
+    Args:
+        log: a joined log, the folder of a join, or an Open Bandit campaign.
+        candidates: the policies.
+        format: of the log.
+        estimation: how.
+        sizes: of the portfolio; those of the first stored policy, or the default, if None.
+
+    Raises:
+        InputError: no log there, or a policy that cannot be read.
+    """
+    path = csv_of(log) if format == "open_bandit" else (log / "joined.parquet" if log.is_dir() else log)
+    if not path.is_file():
+        raise InputError(f"{path}: no such log" + ("; szilard payments join makes one" if format == "payments" else ""))
+    known = [_with_checksum(c, format) for c in candidates]
+    stored = [Path(c.source) for c in known if c.source != UNIFORM]
+    if sizes is None and format == "payments" and stored:
+        sizes = Sizes(**files.read_json(stored[0] / "oracle" / "oracle.json", ("sizes",))["sizes"])
+    return EvaluationStudy(
+        study="evaluation",
+        description=f"Policies on {path}",
+        log=str(path),
+        format=format,
+        checksum=manifest.sha256(path),
+        candidates=tuple(known),
+        estimation=estimation,
+        sizes=sizes or Sizes(),
+    )
+
+
+def _with_checksum(candidate: Candidate, format: Format) -> Candidate:
+    if candidate.source == UNIFORM:
+        return candidate
+    path = csv_of(Path(candidate.source)) if format == "open_bandit" else Path(candidate.source) / "policy.json"
+    if not path.is_file():
+        raise InputError(f"--policy {candidate.source}: {path} does not exist")
+    return candidate.model_copy(update={"checksum": manifest.sha256(path)})
+
+
+def _deciding(data: xr.Dataset) -> str:
+    return next(name for name in DECIDING if name in data["estimator"].values)
+
+
+def _promotion(data: xr.Dataset, policy: str) -> Claim:
+    name = _deciding(data)
+    at = data.sel(policy=policy, estimator=name, interval="normal")
+    mean, low, high = (float(x) for x in at["difference"].values)
+    verdict = at["verdict"].item()
+    statement = f"{policy} is worth more than the policy that logged, and the log supports that (bps)"
+    reason = f"{name}: {BASIS_POINTS * mean:.1f} [{BASIS_POINTS * low:.1f}, {BASIS_POINTS * high:.1f}] bps; verdict {verdict}"
+    if at["reason"].item():
+        reason += f" ({at['reason'].item()})"
+    holds = None if verdict == "unsupported" else bool(low > 0 and verdict == "ok")
+    scaled = (BASIS_POINTS * x for x in (mean, low, high))
+    p, n = float(at["p"]), int(data.attrs["rows"])
+    return Claim(f"promote_{policy}", statement, holds, reason, *scaled, n, p, "95 % normal interval, paired on the log")
+
+
+def _rows(data: xr.Dataset) -> list[Row]:
+    n = int(data.attrs["rows"])
+    rows = [Row("log", "logged", "value (normal)", "share", *map(float, data["logged"].values), n)]
+    for policy in data["policy"].values:
+        at = data.sel(policy=policy)
+        for estimator in data["estimator"].values:
+            for method in METHODS:
+                here = at.sel(estimator=estimator, interval=method)
+                for label, variable, unit, scale in (
+                    (f"value ({method})", "value", "share", 1.0),
+                    (f"difference from the log ({method})", "difference", "bps", BASIS_POINTS),
+                ):
+                    mean, low, high = (float(scale * x) for x in here[variable].values)
+                    if np.isfinite(mean):
+                        rows.append(Row(policy, str(estimator), label, unit, mean, low, high, n))
+        mean, low, high = (float(x) for x in at["mean_weight"].values)
+        rows.append(Row(policy, "weights", "mean weight (99 %)", "1", mean, low, high, n))
+        rows.append(Row(policy, "weights", "ESS", "rows", float(at["ess"]), n=n))
+        rows.append(Row(policy, "weights", "ESS share", "1", float(at["ess"]) / n, n=n))
+        rows.append(Row(policy, "weights", "largest weight", "1", float(at["max_weight"]), n=n))
+        if np.isfinite(at["missing_mass"]):
+            rows.append(Row(policy, "weights", "missing mass", "1", float(at["missing_mass"]), n=n))
+        if f"own_rate_{policy}" in data:
+            own = (float(x) for x in data[f"own_rate_{policy}"].values)
+            rows.append(Row(policy, "on its own log", "value (Wilson)", "share", *own))
+    return rows + _segment_rows(data)
+
+
+def _segment_rows(data: xr.Dataset) -> list[Row]:
+    """Differences by segment; p-values adjusted over segments by Benjamini and Hochberg decide what is called found."""
+    if "segment" not in data.dims:
+        return []
+    rows = []
+    for policy in data["policy"].values:
+        at = data.sel(policy=policy, estimator=_deciding(data), interval="normal")
+        found = discoveries(at)
+        for segment, star in zip(data["segment"].values, found, strict=True):
+            here = at.sel(segment=segment)
+            ends = (float(BASIS_POINTS * x) for x in here["segment_difference"].values)
+            label = f"difference in {segment}{' (found)' if star else ''}"
+            rows.append(Row(f"{policy} by segment", str(segment), label, "bps", *ends, int(here["segment_rows"])))
+    return rows
+
+
+def discoveries(at: xr.Dataset) -> np.ndarray:
+    """Which segments ``(S,)`` differ, at a false-discovery rate of 5 % over all of them."""
+    p = np.nan_to_num(at["segment_p"].values, nan=1.0)
+    found: np.ndarray = false_discovery_control(p) <= DISCOVERY_RATE
+    return found
