@@ -14,12 +14,13 @@ from typing import Literal, get_args
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from apps.payments.metrics import BASIS_POINTS as BPS
 from apps.payments.runs import online_value
 from apps.payments.scenario import Arm
 from apps.payments.series import lag_one_autocorrelation, order_test, swing
-from core.stats import Interval, holm, paired_t_test
+from core.stats import Interval, holm, paired_t_test, t_interval
 from core.study import Claim
 
 OSCILLATION_P = 0.01
@@ -30,8 +31,11 @@ ClaimId = Literal[
     "second_generation_degrades",
     "oscillation_under_short_memory",
     "longer_memory_removes_oscillation",
+    "grouping_beats_flat_igw",
+    "narrow_logs_teach_worse",
 ]
-CLAIMS: tuple[ClaimId, ...] = get_args(ClaimId)
+CLAIMS: tuple[ClaimId, ...] = get_args(ClaimId)[:5]
+"""Those of the study of exploration and memory; the others belong to studies of their own."""
 
 Numbers = NDArray[np.float64]
 
@@ -183,6 +187,24 @@ def _removed(evidence: Evidence) -> _Verdict:
     return _Verdict(rise.low > 0 and calm.low > 0, reason, rise, 1.0, ", those of autocorrelation and swing above 0")
 
 
+def _grouping(evidence: Evidence) -> _Verdict:
+    gain, told = _ahead(evidence, evidence.arm("grouped_igw", tuned=True), evidence.arm("igw", tuned=True))
+    return _Verdict(gain.low > 0, told, gain)
+
+
+def _narrow_logs(evidence: Evidence) -> _Verdict:
+    def series(name: str) -> Numbers:
+        found = [data[name].transpose("world", "generation").values for data in evidence.found.values()]
+        return np.concatenate(found, axis=1)
+
+    # Arms and generations of a world together: it is logs that are compared, whichever rule left them.
+    entropy, error = series("entropy"), series("mse_uniform")
+    ranks = np.array([spearmanr(a, b).statistic for a, b in zip(entropy, error, strict=True)])
+    found = t_interval(ranks)
+    reason = f"rank correlation {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] over the logs of a world"
+    return _Verdict(found.high < 0, reason, found, 1.0, " of rank correlations, upper end below 0")
+
+
 _DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], _Verdict]]] = {
     "igw_beats_uniform_exploration": (
         "Tuned IGW earns a higher online value than a tuned slice of uniform exploration (window 1; bps)",
@@ -205,5 +227,14 @@ _DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], _Verdict]]] = {
         "A memory of three generations removes the oscillation: the autocorrelation rises and the online value "
         "swings less",
         _removed,
+    ),
+    "grouping_beats_flat_igw": (
+        "With 256 actions, tuned IGW over groups of actions earns a higher online value than tuned IGW over actions (bps)",
+        _grouping,
+    ),
+    "narrow_logs_teach_worse": (
+        "The less a policy explores, the larger the realizability error of the model that is trained on its log: rank "
+        "correlation between the entropy of the policy and that error",
+        _narrow_logs,
     ),
 }

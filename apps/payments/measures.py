@@ -11,9 +11,10 @@ from torch import Tensor
 
 from apps.payments import metrics
 from apps.payments.scenario import Scenario
-from core.bandits import policy_coverage, sample_actions, uniform
+from core.bandits import feature_coverage, policy_coverage, sample_actions, uniform
 from core.seeds import stream
-from simulators.payments import FUNDINGS, INTERACTIONS, SCHEMES, PaymentState, dense_mask
+from simulators.payments import FUNDINGS, INTERACTIONS, SCHEMES, PaymentState, dense_mask, flag_bits
+from simulators.payments.approval import TYPICAL_LOG_AMOUNT
 
 if TYPE_CHECKING:
     from apps.payments.generations import Decided, GenerationLoop
@@ -84,6 +85,7 @@ MODEL_SERIES = {
     "action_ece": Series("expected calibration error of an action", dims=("action",)),
     "c2": Series("E_log[w^2] of the next policy: concentrability C_2 = n/ESS"),
     "c_inf": Series("largest importance weight of the next policy"),
+    "c_phi": Series("largest ratio of second moments of the features, next policy over log: C_phi"),
     "missing_mass": Series("mass of the next policy on actions that the deployed one never takes"),
     "weight_mass": Series("mass of the log by log10 importance weight of the next policy", dims=("weight_bin",)),
     "model_error": Series("error of the model's own estimate of the next policy's value"),
@@ -156,6 +158,7 @@ class Measures:
         self._everything = uniform(self.mask, world.dtype)
         self._action = sample_actions(self._everything, self.mask, luck[0]).action
         self._answer = luck[1]
+        self._features = _features(self.state, scenario.sizes.flags) if scenario.feature_coverage else None
         lengths = {"bin": metrics.BINS, "action": scenario.sizes.actions, "weight_bin": len(WEIGHT_EDGES) - 1}
         self._shapes = {name: tuple(lengths[dim] for dim in series.dims) for name, series in MODEL_SERIES.items()}
 
@@ -213,8 +216,24 @@ class Measures:
         return {
             "c2": cover.c_2[0],
             "c_inf": cover.c_inf[0],
+            "c_phi": self._feature_coverage(following, deployed),
             "missing_mass": following.masked_fill(seen, 0).sum(1).mean(),
             "weight_mass": mass,
             "model_error": (following * (predicted - truth)).sum(1).mean(),
             "model_error_bound": cover.bound(mse_log)[0],
         }
+
+    def _feature_coverage(self, following: Tensor, deployed: Tensor) -> float | Tensor:
+        if self._features is None:
+            return np.nan
+        return feature_coverage(self._features, following, deployed)[0]
+
+
+def _features(state: PaymentState, flags: int) -> Tensor:
+    """``(n, K, d)``: a constant, the interventions, their pairs, and each with the amount and the border."""
+    bits = flag_bits(flags, state.issuer.device, state.log_amount.dtype)
+    first, second = torch.triu_indices(flags, flags, 1, device=bits.device)
+    of_action = torch.cat([bits, bits[:, first] * bits[:, second]], 1).expand(len(state), -1, -1)
+    of_payment = torch.stack([torch.ones_like(state.hour), state.log_amount - TYPICAL_LOG_AMOUNT, state.cross_border], 1)
+    crossed = torch.einsum("nj,kf->nkjf", of_payment[:, 1:], bits).flatten(2)
+    return torch.cat([of_payment[:, None].expand(-1, len(bits), -1), of_action, crossed], 2)

@@ -39,6 +39,8 @@ class Scenario(Config):
     """Payments a generation."""
     evaluation: int = Field(default=3_000, ge=100)
     """Payments of the fixed set on which models are measured."""
+    feature_coverage: bool = False
+    """Also measure how well a log covers the next policy in the directions of linear features."""
     dtype: Literal["float32", "float64"] = "float64"
     """Of the world and the predictions."""
 

@@ -34,6 +34,11 @@ def _later(name: str, scale: float = 1.0) -> Callable[[xr.Dataset], Numbers]:
     return lambda data: scale * data[name].isel(generation=slice(1, None)).mean("generation").values
 
 
+def _absolute(name: str) -> Callable[[xr.Dataset], Numbers]:
+    """The mean size over generations 1 and later, in basis points."""
+    return lambda data: BASIS_POINTS * abs(data[name].isel(generation=slice(1, None))).mean("generation").values
+
+
 def _series(data: xr.Dataset, name: str, first: int) -> Numbers:
     found: Numbers = data[name].transpose("world", "generation").values[:, first:]
     return found
@@ -64,6 +69,9 @@ COLUMNS: dict[tuple[str, str], Callable[[xr.Dataset], Numbers]] = {
     ("Brier score", "1"): _later("brier"),
     ("calibration error", "1"): _later("ece"),
     ("C_2 of the next policy", "1"): _later("c2"),
+    ("C_phi of the next policy", "1"): _later("c_phi"),
+    ("error of the model's own estimate", "bps"): _absolute("model_error"),
+    ("its bound", "bps"): _later("model_error_bound", BASIS_POINTS),
     ("rows learned from", "rows"): _later("rows"),
 }
 """Metric and unit, and its number in each world."""

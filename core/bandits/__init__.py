@@ -26,11 +26,11 @@ from core.bandits.grouping import (
     within_group_spread,
 )
 from core.bandits.hashing import cross_fitted, folds_of, hashed
-from core.bandits.logged_rows import NET_VALUE, LoggedRows, logged_rows
 from core.bandits.off_policy import LOGGED, Sums, evaluate
 from core.bandits.off_policy_intervals import Anytime, Bernstein, Evidence, IntervalMethod, Normal, Percentile
 from core.bandits.philox import philox4x32, philox_uniform
 from core.bandits.poisson_bootstrap import PoissonBootstrap
+from core.bandits.rows import NET_VALUE, LoggedRows, logged_rows
 from core.bandits.sampling import Choice, SliceChoice, sample_actions, sample_epsilon_slice
 from core.bandits.weights import balance_heuristic, group_weights, marginal_weights, mrdr_weights
 

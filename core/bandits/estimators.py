@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from core.bandits.logged_rows import LoggedRows
+from core.bandits.rows import LoggedRows
 from core.errors import InputError
 
 Array: TypeAlias = NDArray[np.float64]

@@ -22,10 +22,10 @@ from torch import Tensor
 from core.bandits.diagnostics import Diagnostics, diagnose
 from core.bandits.estimators import ESTIMATORS, MEAN_REWARD, Array, Estimator, Limits
 from core.bandits.hashing import Ids
-from core.bandits.logged_rows import NET_VALUE, LoggedRows, logged_rows, slices
 from core.bandits.off_policy_intervals import Evidence, IntervalMethod, Normal
 from core.bandits.poisson_bootstrap import PoissonBootstrap
 from core.bandits.row_checks import refuse_rows
+from core.bandits.rows import NET_VALUE, LoggedRows, logged_rows, slices
 from core.errors import InputError
 from core.stats.interval import Interval
 
@@ -97,37 +97,36 @@ class Sums:
         logged = _same_rows(policies)
         keys = _keys(ids, len(logged)) if bootstrap else None
         names = tuple(_columns(policies, limits, slice(0, 0)))
-        weights = [1 + names.index((policy, "w")) for policy in policies]
-        # The row of ones makes the product hold the count and the sums too. Deviations are taken from a first guess of
-        # the mean, for the digits that large means would cost.
-        origin = logged.reward.new_zeros(1 + len(names), 1)
-        product = origin.new_zeros(len(origin), len(origin))
-        replicates = origin.new_zeros(bootstrap.replicates if bootstrap else 0, len(origin))
+        weights = [names.index((policy, "w")) for policy in policies]
+        # Deviations are taken from a first guess of the mean, for the digits that large means would cost.
+        origin = logged.reward.new_zeros(len(names), 1)
+        total, product = torch.zeros_like(origin), origin.new_zeros(len(names), len(names))
+        replicates = origin.new_zeros(bootstrap.replicates if bootstrap else 0, 1 + len(names))
         largest = origin.new_zeros(len(policies))
         for part in slices(len(logged), origin.device):
-            columns = _columns(policies, limits, part).values()
-            table = torch.stack([torch.ones_like(logged.reward[part]), *columns])
+            table = torch.stack(list(_columns(policies, limits, part).values()))
             if bootstrap and keys is not None:
                 replicates += bootstrap.sums(keys[part], table)
             largest = torch.maximum(largest, table[weights].amax(1))
             if not part.start:
-                origin[1:] = table[1:].mean(1, keepdim=True)
+                origin = table.mean(1, keepdim=True)
             table -= origin
+            total += table.sum(1, keepdim=True)
             product.addmm_(table, table.T)
         for rows, w in zip(policies.values(), largest.tolist(), strict=True):
             if not w <= limits.max_weight or w == np.inf:
                 weight = rows.target / rows.propensity
                 right = (weight <= limits.max_weight) & torch.isfinite(weight)
                 refuse_rows("weight", weight, right, f"at most {limits.max_weight:g}, and finite", rows.first_row)
-        apart = _array(product[0, 1:]) / max(1, len(logged))
+        apart = _array(total[:, 0]) / max(1, len(logged))
         return cls(
             names,
             limits,
             logged.reward_range,
             bootstrap,
             len(logged),
-            _array(origin[1:, 0]) + apart,
-            _array(product[1:, 1:]) - len(logged) * np.outer(apart, apart),
+            _array(origin[:, 0]) + apart,
+            _array(product) - len(logged) * np.outer(apart, apart),
             dict(zip(policies, largest.tolist(), strict=True)),
             all(rows.model_is_bounded for rows in policies.values()),
             _array(replicates),

@@ -45,14 +45,17 @@ class PoissonBootstrap:
         return self._counts(hashed(ids, self.seed))
 
     def sums(self, ids: Ids, columns: Tensor) -> Tensor:
-        """Column sums (B, C) of each replicate, for ids (n,) and ``columns`` (C, n) float64; equal ids count together.
+        """Count and column sums (B, 1 + C) of each replicate, for ids (n,) and ``columns`` (C, n) float64.
+
+        Rows with equal ids count together.
 
         Raises:
             InputError: as ``hashed``.
         """
         states, cluster = torch.unique(hashed(ids, self.seed), return_inverse=True)
-        totals = columns.new_zeros(len(states), len(columns)).index_add_(0, cluster.to(columns.device), columns.T)
-        found = columns.new_zeros(self.replicates, len(columns))
+        rows = torch.cat([columns.new_ones(1, columns.shape[1]), columns]).T
+        totals = rows.new_zeros(len(states), rows.shape[1]).index_add_(0, cluster.to(rows.device), rows)
+        found = rows.new_zeros(self.replicates, rows.shape[1])
         step = max(1, _DRAWS_AT_ONCE // self.replicates)
         for state, total in zip(states.to(columns.device).split(step), totals.split(step), strict=True):
             found.addmm_(self._counts(state).T, total)

@@ -39,13 +39,13 @@ def load_values(model: type[C], overrides: Sequence[str] = ()) -> C:
     return _validated(model, {}, overrides, "--set")
 
 
-def from_options(model: type[C], values: dict[str, Any], verb: str) -> C:
-    """A config of the values that the options of a verb gave.
+def from_options(model: type[C], values: dict[str, Any], verb: str, overrides: Sequence[str] = ()) -> C:
+    """A config of the values that the options of a verb gave, with each override applied.
 
     Raises:
         InputError: an impossible value, with the verb, the key, the value, and what is allowed.
     """
-    return _validated(model, values, (), verb)
+    return _validated(model, dict(values), overrides, verb)
 
 
 def _validated(model: type[C], data: dict[str, Any], overrides: Sequence[str], file: str) -> C:

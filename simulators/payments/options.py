@@ -1,4 +1,4 @@
-"""What may happen in a payments world beside the base case: drift, delay, retries, fraud and outages; all off unless given.
+"""What may happen in a payments world beside the base case: drift, delay, retries, fraud, outages; off unless given.
 
 Sources: the simulator of this project; the phenomena (delayed and partial feedback, shifting issuers) are those that
 Vangara and Egg (2024, "Contextual bandits in payment processing", arXiv 2412.00569) describe.

@@ -14,7 +14,7 @@ SCA_SHARE = 0.4
 FLAG_SCALES = (1.0, 0.8, 0.7, 0.9, 0.9)
 FLAG_MEANS = (-0.1, 0.35, 0.5, -0.1, 0.0)
 EXTRA_SCALE = 0.9
-"""Of interventions beyond the first five, which have mean 0; a merchant offers each with probability ``ROUTE_SHARE``."""
+"""Of interventions beyond the first five, whose mean is 0; a merchant offers each with probability ``ROUTE_SHARE``."""
 
 
 @dataclass(frozen=True)

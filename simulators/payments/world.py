@@ -97,7 +97,7 @@ class Payments:
     """
 
     seed: int = 0
-    sizes: Sizes = Sizes()
+    sizes: Sizes = field(default_factory=Sizes)
     heterogeneity: float = 0.9
     reward: RewardKind = "approval"
     drift: Drift | None = None
@@ -160,7 +160,7 @@ class Payments:
 
     def reset(self, batch: int, generator: torch.Generator) -> PaymentState:
         """Draw ``batch`` payments; the generator's device must be that of the world (``on``)."""
-        p, sizes, device = self.portfolio, self.sizes, generator.device
+        p, device = self.portfolio, generator.device
 
         def uniform() -> Tensor:
             return torch.rand(batch, generator=generator, dtype=self.dtype, device=device)
@@ -170,7 +170,8 @@ class Payments:
 
         issuer, merchant = drawn(p.issuer_cdf), drawn(p.merchant_cdf)
         scheme, funding, interaction = (
-            drawn(torch.tensor(cdf, dtype=self.dtype, device=device)) for cdf in ((0.5, 0.9, 1), (0.45, 0.92, 1), (0.62, 0.95, 1))
+            drawn(torch.tensor(cdf, dtype=self.dtype, device=device))
+            for cdf in ((0.5, 0.9, 1), (0.45, 0.92, 1), (0.62, 0.95, 1))
         )
         country = p.issuer_country[issuer]
         normal = torch.randn(batch, generator=generator, dtype=self.dtype, device=device)
@@ -212,13 +213,13 @@ class Payments:
             p.route[x.merchant, x.country],
             *p.offers[x.merchant, 5:].unbind(1),
         ]
-        allowed = torch.stack(may, dim=1).long() @ (1 << torch.arange(len(may), device=x.issuer.device))
+        allowed = _bit_field(torch.stack(may, dim=1))
         forced = (ecom & p.sca[x.country] & (x.log_amount > math.log(SCA_AMOUNT))).long()
         return allowed, forced
 
     def noise(self, batch: int, generator: torch.Generator) -> PaymentNoise:
         """Draw what is random in ``batch`` answers."""
-        shape = {"dtype": self.dtype, "device": generator.device, "generator": generator}
+        shape: dict[str, Any] = {"dtype": self.dtype, "device": generator.device, "generator": generator}
         approval, never, soft, fraud = (torch.rand(batch, **shape) for _ in range(4))
         return PaymentNoise(approval, torch.randn(batch, **shape), never, soft, fraud)
 
@@ -235,7 +236,8 @@ class Payments:
         if self.outage is None or self.down is None:
             return torch.ones_like(state.log_amount)
         since = state.time - self.down[state.issuer]
-        return torch.where((since >= 0) & (since < self.outage.hours), self.outage.factor, 1.0).to(self.dtype)
+        down = (since >= 0) & (since < self.outage.hours)
+        return torch.ones_like(since).masked_fill(down, self.outage.factor)
 
     def step(self, state: PaymentState, action: Tensor, noise: PaymentNoise) -> Step:
         """The bank's answers.
@@ -246,11 +248,11 @@ class Payments:
             noise: of n answers.
 
         Returns:
-            Step with info ``probability``, ``approved``, ``delay`` (hours, infinite for never), ``chargeback`` and the
-            columns of the payment, all ``(n,)``.
+            Step with info ``probability``, ``approved``, ``delay`` (hours, infinite for never) and ``chargeback``, all
+            ``(n,)``.
 
         Raises:
-            InputError: an action that the payment does not have (its row is named).
+            InputError: an action of another shape, or one that the payment does not have (its row is named).
         """
         action, gave_up = self._ids(state, action)
         probability = torch.where(gave_up, 0.0, self.probability(state, action))
@@ -261,7 +263,7 @@ class Payments:
         if self.fraud is not None:
             charged = approved & (noise.fraud < self.chargeback_probability(state, action))
         if self.reward == "net_value" or self.retry is not None:
-            value = amount * value - (self.retry.fee if self.retry else 0.0) * ~gave_up
+            value = amount * value - (self.retry.fee if self.retry else 0.0) * (~gave_up).to(self.dtype)
             if self.reward == "net_value" and self.fraud is not None:
                 value = value - self.fraud.cost * amount * charged
         following, terminated = state, torch.ones_like(approved)
@@ -276,7 +278,7 @@ class Payments:
             "delay": self._delay(approved, noise),
             "chargeback": charged,
         }
-        return Step(following, value, terminated, state.columns() | info)
+        return Step(following, value, terminated, info)
 
     def chargeback_probability(self, state: PaymentState, action: Tensor) -> Tensor:
         """``(n,)`` probability that an approved payment is charged back.
@@ -293,8 +295,11 @@ class Payments:
 
     def _ids(self, state: PaymentState, action: Tensor) -> tuple[Tensor, Tensor]:
         """Action ids and whether the processor gives up, checked against what is available."""
+        shape = (len(state), *(self.action_space.shape or ()))
+        if action.shape != shape:
+            raise InputError(f"action of shape {tuple(action.shape)}: must be {shape}")
         if isinstance(self.action_space, MultiBinary):
-            action = action.long() @ (1 << torch.arange(self.sizes.flags, device=action.device))
+            action = _bit_field(action)
         gave_up = (action == self.sizes.actions) & (self.retry is not None)
         outside = (action & ~(state.allowed | state.forced) != 0) | (action & state.forced != state.forced)
         refused = (outside | (action < 0) | (action >= self.sizes.actions)) & ~gave_up
@@ -346,13 +351,18 @@ class Payments:
         if self.drift is not None:
             origin = draw_portfolio(self.seed, self.sizes, self.heterogeneity).to("cpu", torch.float64)
             moved, shifted = _moved(self.drift, origin, flag.cpu().double(), generation, generator, self.heterogeneity)
-            as_here = {"device": device, "dtype": self.dtype}
+            as_here: dict[str, Any] = {"device": device, "dtype": self.dtype}
             changed = {"portfolio": self.portfolio.with_effects(shifted.to(**as_here), moved.to(**as_here))}
         if self.outage is not None:
             start = self.duration * torch.rand(self.sizes.issuers, generator=generator, dtype=torch.float64)
             fails = torch.rand(self.sizes.issuers, generator=generator, dtype=torch.float64) < self.outage.rate
             changed["down"] = torch.where(fails, start, math.inf).to(device=device, dtype=self.dtype)  # type: ignore[assignment]
         return replace(self, generation=generation, **changed)  # type: ignore[arg-type]
+
+
+def _bit_field(flags: Tensor) -> Tensor:
+    """``(n,)`` int64 whose bit f is column f of ``flags (n, F)``; CUDA has no product of integer matrices."""
+    return (flags.long() << torch.arange(flags.shape[1], device=flags.device)).sum(1)
 
 
 def _moved(

@@ -63,6 +63,12 @@ def test_help_and_schema_of_an_application_need_none_of_its_extras(app: str) -> 
         "nilearn",
         "skimage",
         "pywt",
+        "polars",
+        "pyarrow",
+        "fastapi",
+        "uvicorn",
+        "vowpalwabbit",
+        "lightgbm",
         "ray",
     ]
     code = f"import sys\nsys.modules |= dict.fromkeys({absent})\nfrom apps.cli import main\nmain()"

@@ -201,7 +201,7 @@ def test_sums_of_parts_in_any_order_are_the_sums_of_the_whole():
 
 def test_a_log_longer_than_what_is_taken_at_once_is_summed_whole(monkeypatch):
     expected = sums(log())
-    monkeypatch.setattr("core.bandits.logged_rows._AT_ONCE_ON_CPU", 999)
+    monkeypatch.setattr("core.bandits.rows._AT_ONCE_ON_CPU", 999)
     same(sums(log()), expected)
 
 

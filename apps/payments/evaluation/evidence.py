@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from apps.payments.log.join import JOINED, REPORT
 from apps.payments.log.tables import Logged, logged, logged_chunks
 from apps.payments.oracles import FactoredSettings, ImbalanceSettings, Oracle, OracleSettings, Rows, fit_oracle
+from core import files
 from core.bandits import LoggedRows, PoissonBootstrap, Sums, folds_of, hashed, logged_rows, uniform
 from core.errors import InputError, require
 from simulators.payments.context import CATEGORIES, FUNDINGS, INTERACTIONS, SCHEMES, PaymentContext, Sizes
@@ -233,17 +234,46 @@ class PaymentsLog:
         """K."""
         return self.sizes.actions
 
-    def checksum(self) -> str:
-        """SHA-256 of the file: what an evaluation belongs to."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    @property
+    def rows(self) -> int:
+        """Decisions in the file, with a reward or without."""
+        return int(require("pyarrow.parquet", "payments").read_metadata(self.path).num_rows)
+
+    @staticmethod
+    def open(place: Path, actions: int | None = None) -> PaymentsLog:
+        """The joined log in a file or in the folder of a join, of as many levels as its contexts have.
+
+        Args:
+            place: the file or the folder.
+            actions: K; what ``join.json`` beside the file says if None.
+
+        Raises:
+            InputError: there is none, or its columns are not those of a joined log.
+        """
+        path = place / JOINED if place.is_dir() else place
+        if not path.is_file():
+            raise InputError(f"{path}: no such log; szilard payments join makes one")
+        if actions is None:
+            actions = int(files.read_json(path.with_name(REPORT), ("actions",))["actions"])
+        pl = require("polars", "payments")
+        try:
+            known = pl.scan_parquet(path)
+            most = known.select(pl.col("issuer", "merchant", "country").max()).collect(engine="streaming").row(0)
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"{path}: not a joined log: {str(error).splitlines()[0]}") from error
+        levels = (max(1, 1 + int(level or 0)) for level in most)
+        return PaymentsLog(path, Sizes(*levels, flags=(actions - 1).bit_length()))
+
+    def tables(self) -> Iterator[Any]:
+        """The rows as Arrow tables, a part at a time."""
+        pa, parquet = require("pyarrow", "payments"), require("pyarrow.parquet", "payments")
+        with parquet.ParquetFile(self.path) as file:
+            yield from (pa.Table.from_batches([batch]) for batch in file.iter_batches())
 
     def sample(self, rows: int, seed: int = 0) -> Logged:
         """About ``rows`` of the rows, chosen by the hash of their transactions; all where there are fewer."""
-        parts, total = [], 0
-        with require("pyarrow.parquet", "payments").ParquetFile(self.path) as file:
-            total = file.metadata.num_rows
-        share = min(1.0, rows / max(total, 1))
+        parts = []
+        share = min(1.0, rows / max(self.rows, 1))
         limit = int((2 * share - 1) * 2**63) if share < 1 else 2**63 - 1
         for part in logged_chunks(self.path, self.actions):
             parts.append(part.take(hashed(words(part.ids), seed) <= limit))

@@ -131,8 +131,8 @@ class EvaluateLog(Run):
             self.estimation.segment,
             levels,
         )
-        total = log.rows()
-        evidence = log.reduce(evaluator, lambda done: context.progress(done / max(total, 1)))
+        total = max(log.rows, 1)
+        evidence = log.reduce(evaluator, lambda done: context.progress(done / total))
         return evidence_data(evidence, notes)
 
     def _open_bandit(self) -> xr.Dataset:

@@ -17,7 +17,6 @@ from apps.payments.evaluation.runs import METHODS, UNIFORM, Candidate, Estimatio
 from apps.payments.log import manifest
 from apps.payments.log.open_bandit import csv_of
 from apps.payments.metrics import BASIS_POINTS
-from core import files
 from core.errors import InputError
 from core.study import Analysis, Claim, Results, Row, Run, Study
 from simulators.payments import Sizes
@@ -85,36 +84,40 @@ class EvaluationStudy(Study):
 
 
 def evaluation_of(
-    log: Path, candidates: Sequence[Candidate], format: Format, estimation: Estimation, sizes: Sizes | None = None
+    log: Path,
+    candidates: Sequence[Candidate],
+    format: Format = "payments",
+    estimation: Estimation | None = None,
+    actions: int | None = None,
 ) -> EvaluationStudy:
-    """The study that evaluates policies on a log, named after it.
+    """The study that evaluates policies on a log.
 
     Args:
-        log: a joined log, the folder of a join, or an Open Bandit campaign.
+        log: a joined log or the folder of a join; of format ``open_bandit`` a campaign's folder or CSV file.
         candidates: the policies.
         format: of the log.
-        estimation: how.
-        sizes: of the portfolio; those of the first stored policy, or the default, if None.
+        estimation: how; the defaults if None.
+        actions: K of a joined log without its ``join.json``.
 
     Raises:
-        InputError: no log there, or a policy that cannot be read.
+        InputError: no log there, or a policy that does not exist.
     """
-    path = csv_of(log) if format == "open_bandit" else (log / "joined.parquet" if log.is_dir() else log)
-    if not path.is_file():
-        raise InputError(f"{path}: no such log" + ("; szilard payments join makes one" if format == "payments" else ""))
-    known = [_with_checksum(c, format) for c in candidates]
-    stored = [Path(c.source) for c in known if c.source != UNIFORM]
-    if sizes is None and format == "payments" and stored:
-        sizes = Sizes(**files.read_json(stored[0] / "oracle" / "oracle.json", ("sizes",))["sizes"])
+    if format == "open_bandit":
+        path, sizes = csv_of(log), Sizes()
+        if not path.is_file():
+            raise InputError(f"{path}: no such log")
+    else:
+        opened = PaymentsLog.open(log, actions)
+        path, sizes = opened.path, opened.sizes
     return EvaluationStudy(
         study="evaluation",
         description=f"Policies on {path}",
         log=str(path),
         format=format,
         checksum=manifest.sha256(path),
-        candidates=tuple(known),
-        estimation=estimation,
-        sizes=sizes or Sizes(),
+        candidates=tuple(_with_checksum(c, format) for c in candidates),
+        estimation=estimation or Estimation(),
+        sizes=sizes,
     )
 
 

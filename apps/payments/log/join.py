@@ -81,19 +81,19 @@ def joined_schema(actions: int, decisions: pa.Schema | None = None) -> pa.Schema
 
 
 def join_log(log: Path, out: Path, **options: object) -> JoinReport:
-    """Join the log of a service, decisions and rewards below one folder; options as ``join``.
+    """Join the log of a service, decisions and rewards below one folder; options as ``join_rewards``.
 
     What a killed service left in segments is first made Parquet; with one at work, its last minute is not yet there.
 
     Raises:
-        InputError: as ``join``, or no service wrote the folder.
+        InputError: as ``join_rewards``, or no service wrote the folder.
     """
     actions = int(files.read_json(log / "log.json", ("actions",))["actions"])
     recover(log)
-    return join(log / "decisions", log / "rewards", out, actions=actions, **options)  # type: ignore[arg-type]
+    return join_rewards(log / "decisions", log / "rewards", out, actions=actions, **options)  # type: ignore[arg-type]
 
 
-def join(
+def join_rewards(
     decisions: Path | Sequence[Path],
     rewards: Path | Sequence[Path],
     out: Path,
@@ -103,6 +103,7 @@ def join(
     as_of: datetime | None = None,
     strict: bool = False,
     net_value: bool = False,
+    context: bool = True,
     schema: pa.Schema | None = None,
     bucket: int = BUCKET,
 ) -> JoinReport:
@@ -122,6 +123,7 @@ def join(
         as_of: moment, with a time zone, that tells pending from censored; that of the last decision if None.
         strict: refuse files and rows instead of setting them apart.
         net_value: rewards are amounts, not approvals in [0, 1].
+        context: refuse decisions without their context.
         schema: of the decisions, if the masks are not of the default kind.
         bucket: rows that are joined at once.
 
@@ -137,7 +139,7 @@ def join(
     schema = schema or decision_schema(actions)
     made = scan(decisions, schema, strict=strict)
     answered = scan(rewards, reward_schema(), strict=strict)
-    reasons = decision_reason(schema, actions), reward_reason(net_value=net_value)
+    reasons = decision_reason(schema, actions, context=context), reward_reason(net_value=net_value)
     if strict:
         refuse_rows(made.frame, reasons[0], "decisions")
         refuse_rows(answered.frame, reasons[1], "rewards")

@@ -111,7 +111,7 @@ def read_open_bandit(path: Path, items: int | None = None) -> OpenBanditLog:
         InputError: no such file, not such a CSV file, a column that is missing, or a cell that is not a number in its
             column's range or not a time with its zone; file, row (from 0) and column are named.
     """
-    file = path / f"{path.name}.csv" if path.is_dir() else path
+    file = csv_of(path)
     if items is None:
         items = len(_table(file.with_name("item_context.csv"), ["item_id"]))
     table = _table(file, ["timestamp", "item_id", "position", "click", "propensity_score"])
@@ -135,6 +135,11 @@ def read_open_bandit(path: Path, items: int | None = None) -> OpenBanditLog:
         time[order],
         items,
     )
+
+
+def csv_of(path: Path) -> Path:
+    """The CSV file of a log: the path itself, or the one in a campaign's folder that has its name."""
+    return path / f"{path.name}.csv" if path.is_dir() else path
 
 
 def _table(file: Path, columns: list[str]) -> pd.DataFrame:

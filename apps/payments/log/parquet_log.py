@@ -87,13 +87,16 @@ class ParquetLog:
             self._lock.release()
             raise
         self._opened = time.monotonic()
-        self._queue: SimpleQueue[tuple[pa.RecordBatch, Future[None]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[pa.RecordBatch | None, Future[None]] | None] = SimpleQueue()
         self._rolls = ThreadPoolExecutor(1, "roll")
         self._commits = Thread(target=self._run, name="commit", daemon=True)
         self._commits.start()
 
-    def append(self, batch: pa.RecordBatch) -> Future[None]:
-        """Hand over rows; the future is done when they are committed, or holds the ``OSError`` that prevented it."""
+    def append(self, batch: pa.RecordBatch | None) -> Future[None]:
+        """Hand over rows; the future is done when they are committed, or holds the ``OSError`` that prevented it.
+
+        None is committed when all that was appended before it is.
+        """
         future: Future[None] = Future()
         self._queue.put((batch, future))
         return future
@@ -148,12 +151,12 @@ class ParquetLog:
     def _number(self) -> int:
         return int(self._segment.path.stem)
 
-    def _commit(self, group: list[tuple[pa.RecordBatch, Future[None]]]) -> None:
+    def _commit(self, group: list[tuple[pa.RecordBatch | None, Future[None]]]) -> None:
         try:
-            if group:
+            if batches := [batch for batch, _ in group if batch is not None]:
                 if not self._segment.rows:
                     self._opened = time.monotonic()
-                self._segment.append([batch for batch, _ in group])
+                self._segment.append(batches)
         except Exception as error:
             for _, future in group:
                 future.set_exception(error)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apps.payments.log import manifest
-from apps.payments.log.schema import check_schema, found_mask_kind
+from apps.payments.log.schema import OPTIONAL, check_schema, found_mask_kind
 from core.errors import InputError, require
-from simulators.payments.context import NUMERICS
+from simulators.payments.context import CATEGORIES, NUMERICS
 
 if TYPE_CHECKING:
     import polars as pl
@@ -73,7 +73,7 @@ def scan(places: Path | Sequence[Path], schema: pa.Schema, *, strict: bool = Fal
     """
     pl = require("polars", "payments")
     pa, parquet = require("pyarrow", "payments"), require("pyarrow.parquet", "payments")
-    groups: dict[pa.Schema, list[Path]] = {}
+    groups: dict[Any, list[Path]] = {}
     ignored: dict[str, int] = {}
     rows = 0
     for place in [places] if isinstance(places, Path) else places:
@@ -110,12 +110,13 @@ def cast(frame: pl.LazyFrame, found: pa.Schema, wanted: pa.Schema) -> pl.LazyFra
     )
 
 
-def decision_reason(schema: pa.Schema, actions: int) -> pl.Expr:
+def decision_reason(schema: pa.Schema, actions: int, *, context: bool = True) -> pl.Expr:
     """Why a decision is refused, in words; null for one that is possible.
 
     Args:
         schema: of the decisions.
         actions: K.
+        context: refuse decisions without their context.
     """
     pl = require("polars", "payments")
     action, propensity = pl.col("action"), pl.col("propensity")
@@ -138,7 +139,8 @@ def decision_reason(schema: pa.Schema, actions: int) -> pl.Expr:
         empty, beyond = pl.lit(False), (allowed | forced) >= actions
         chosen = (bits & ~(allowed | forced) == 0) & (bits & forced == forced)
     pi = pl.col("pi")
-    required = [f.name for f in schema if f.name not in ("gamma", "eps", "pi", "explore_coin")]
+    spared = OPTIONAL if context else (*OPTIONAL, *CATEGORIES, *NUMERICS)
+    required = [name for name in schema.names if name not in spared]
     reasons = {
         **{f"{name} is missing": pl.col(name).is_null() for name in required},
         "decision_id is not of 16 bytes": pl.col("decision_id").bin.size() != 16,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -182,6 +182,19 @@ class Logged:
 
     def __len__(self) -> int:
         return len(self.action)
+
+    def take(self, index: Tensor | slice) -> Logged:
+        """The rows that an index, a slice or a mask selects."""
+        columns = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "context"}
+        return Logged(context=self.context.take(index), **columns)
+
+    @staticmethod
+    def cat(parts: Sequence[Logged]) -> Logged:
+        """The rows of all parts, in order."""
+        columns = {
+            f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Logged) if f.name != "context"
+        }
+        return Logged(context=PaymentContext.cat([part.context for part in parts]), **columns)
 
 
 def logged(table: pa.Table, actions: int) -> Logged:

@@ -70,7 +70,9 @@ class HomeostaticSettings(OracleConfig):
     multiple: float = Field(default=1.0, gt=0, le=1000)
     """eta_0 in units of ``learning_rate``."""
     effect: tuple[float, float] = (1.0, -1.0)
-    """What a decline and an approval do to the rate, in units of ``step``."""
+    """What a decline and an approval do to the rate, in units of ``step``. Equal sizes are those of the paper, whose
+    classes are balanced; where most payments are approved they lower the rate to ``low``, and (1, -odds of a decline),
+    about (1, -0.2), does not."""
     step: float = Field(default=0.1, ge=0, le=1000)
     """Size of a move of the rate, in eta_0."""
     memory: int = Field(default=256, ge=1, le=2**20)

@@ -1,0 +1,74 @@
+"""A policy learned from a joined log, ready to be evaluated on another log and to be served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from apps.payments.evaluation.evidence import PaymentsLog
+from apps.payments.exploration import Exploration, Learned, grouping_of
+from apps.payments.oracles import ImbalanceSettings, OracleNotFitted, OracleSettings, Rows, fit_oracle
+from apps.payments.policy import Policy
+from core.errors import InputError
+from simulators.payments.context import SCHEMES
+
+GROUPING_ROWS = 4096
+
+
+def train_policy(
+    log: PaymentsLog,
+    out: Path,
+    exploration: Exploration,
+    oracle: OracleSettings,
+    *,
+    imbalance: ImbalanceSettings | None = None,
+    policy_id: str | None = None,
+    rows: int = 1_000_000,
+    window: int | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[Policy, int]:
+    """Fit an oracle to the rows with a reward and store the policy of the next generation.
+
+    Args:
+        log: joined.
+        out: folder of the policy.
+        exploration: the rule; ``thompson_bootstrap`` is for simulations alone.
+        oracle: which regression.
+        imbalance: what is done about the rare declines.
+        policy_id: name; the random numbers of its decisions are keyed by it. The folder's name if None.
+        rows: learn from about so many, chosen by the hash of their transactions.
+        window: learn from the last so many generations; from all if None.
+        seed: of the fit.
+        device: where a network is trained.
+
+    Returns:
+        The policy and the number of rows that it learned from.
+
+    Raises:
+        InputError: rows that cannot be learned from, or an impossible rule.
+    """
+    if exploration.rule == "thompson_bootstrap":
+        raise InputError("--rule thompson_bootstrap: is for simulations; a served policy has one oracle")
+    sample = log.sample(rows, seed)
+    last = int(sample.generation.max())
+    if window is not None:
+        sample = sample.take(sample.generation > last - window)
+    learned_from = Rows(sample.context, sample.action, sample.reward)
+    try:
+        fitted = fit_oracle(
+            oracle, imbalance or ImbalanceSettings(), learned_from, log.sizes, seed=seed, device=device
+        )
+    except OracleNotFitted as reason:
+        raise InputError(f"{log.path}: {reason}") from reason
+    groups = None
+    if exploration.rule == "grouped_igw":
+        recent = sample.take(slice(0, GROUPING_ROWS))
+        cluster = recent.context.country * len(SCHEMES) + recent.context.scheme
+        scores = fitted.predict_all(recent.context)
+        groups = grouping_of(exploration, scores, recent.mask, cluster, len(sample))
+    counts = torch.bincount(sample.action, minlength=log.actions)
+    learned = Learned(len(sample), counts, groups)
+    policy = Policy(policy_id or out.name, last + 1, fitted, log.sizes, exploration, learned)
+    return policy.save(out), len(sample)
