@@ -107,13 +107,11 @@ def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]
         i, scale = found.interval, found.scale
         test = f"95 % Student interval of paired differences over worlds{found.test}; p two-sided against 0, Holm"
         low, high = scale * i.low, scale * i.high
-        claims.append(
-            Claim(name, statement, found.holds, found.reason, scale * i.mean, low, high, i.n, i.p, test)
-        )
-    tested = [i for i, claim in enumerate(claims) if claim.p is not None]
-    adjusted = holm([claims[i].p or 0.0 for i in tested]).tolist() if tested else []
-    for i, p in zip(tested, adjusted, strict=True):
-        claims[i] = replace(claims[i], p=p)
+        claims.append(Claim(name, statement, found.holds, found.reason, scale * i.mean, low, high, i.n, i.p, test))
+    tested = [place for place, claim in enumerate(claims) if claim.p is not None]
+    adjusted = holm([claims[place].p or 0.0 for place in tested]).tolist() if tested else []
+    for place, p in zip(tested, adjusted, strict=True):
+        claims[place] = replace(claims[place], p=p)
     return claims
 
 
@@ -179,7 +177,7 @@ def _removed(evidence: Evidence) -> _Verdict:
     rise = paired_t_test(evidence.oscillation(long), evidence.oscillation(short))
     swings = evidence.value_swing(short), evidence.value_swing(long)
     calm = paired_t_test(*swings)
-    gain, told = _ahead(evidence, long, short)
+    told = _ahead(evidence, long, short)[1]
     reason = (
         f"the autocorrelation rises by {rise.mean:.2f} [{rise.low:.2f}, {rise.high:.2f}]; the online value swings by "
         f"{BPS * swings[0].mean():.0f} bps, then by {BPS * swings[1].mean():.0f}: {_bps(calm)} less; it rises by {told}"
@@ -229,7 +227,8 @@ _DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], _Verdict]]] = {
         _removed,
     ),
     "grouping_beats_flat_igw": (
-        "With 256 actions, tuned IGW over groups of actions earns a higher online value than tuned IGW over actions (bps)",
+        "With 256 actions, tuned IGW over groups of actions earns a higher online value than tuned IGW over actions "
+        "(bps)",
         _grouping,
     ),
     "narrow_logs_teach_worse": (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
 from rich.progress import Progress
 
-from apps.payments.exploration import Exploration, Rule
+from apps.payments.exploration import Exploration
 from apps.payments.oracles import ImbalanceSettings, OracleSettings
 from apps.payments.scenario import Arm, Scenario
 from apps.payments.study import PaymentsStudy
@@ -26,8 +26,32 @@ from simulators.payments.context import Sizes
 app = typer.Typer(no_args_is_help=True, help="Exploration for payment decisions, learned and proven on logs.")
 add_study_commands(app, PaymentsStudy)
 
-RuleName = StrEnum("RuleName", {name: name for name in get_args(Rule)})
-OracleName = StrEnum("OracleName", {n: n for n in ("factored", "gbdt", "mlp", "vw", "hopfield", "homeostatic")})
+LONGEST_HORIZON = 36_525
+"""Days: a century."""
+
+class RuleName(StrEnum):
+    """A rule of exploration."""
+
+    uniform = "uniform"
+    greedy = "greedy"
+    epsilon = "epsilon"
+    epsilon_slice = "epsilon_slice"
+    igw = "igw"
+    igw_elim = "igw_elim"
+    grouped_igw = "grouped_igw"
+    softmax = "softmax"
+    thompson_bootstrap = "thompson_bootstrap"
+
+
+class OracleName(StrEnum):
+    """A regression."""
+
+    factored = "factored"
+    gbdt = "gbdt"
+    mlp = "mlp"
+    vw = "vw"
+    hopfield = "hopfield"
+    homeostatic = "homeostatic"
 
 
 class LogFormat(StrEnum):
@@ -50,17 +74,15 @@ ActionsOption = Annotated[
     int | None, typer.Option(help="Number of actions, where the log does not say it.", min=1, max=1024)
 ]
 SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**31 - 1)]
-RuleOption = Annotated[RuleName, typer.Option("--rule", help="Rule of exploration.")]  # type: ignore[valid-type]
-OracleOption = Annotated[OracleName, typer.Option("--oracle", help="Regression.")]  # type: ignore[valid-type]
+RuleOption = Annotated[RuleName, typer.Option("--rule", help="Rule of exploration.")]
+OracleOption = Annotated[OracleName, typer.Option("--oracle", help="Regression.")]
 DeviceOption = Annotated[Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")]
 GammaOption = Annotated[float | None, typer.Option(help="Of the IGW rules.  [default: 1000]")]
 EpsilonOption = Annotated[float | None, typer.Option(help="Of the epsilon rules.  [default: 0.05]")]
 FloorOption = Annotated[float | None, typer.Option(help="Share of uniform decisions mixed into any rule.")]
 
 
-def _exploration(
-    verb: str, rule: str, gamma: float | None, epsilon: float | None, floor: float | None
-) -> Exploration:
+def _exploration(verb: str, rule: str, gamma: float | None, epsilon: float | None, floor: float | None) -> Exploration:
     numbers = {"gamma": gamma, "epsilon": epsilon, "floor": floor}
     given = {name: value for name, value in numbers.items() if value is not None}
     return from_options(Exploration, {"rule": str(rule)} | given, verb)
@@ -80,7 +102,7 @@ def simulate(
     generations: Annotated[int, typer.Option(help="Policies deployed one after the other.", min=2, max=10_000)] = 3,
     payments: Annotated[int, typer.Option(help="Payments a generation.", min=100)] = 15_000,
     window: Annotated[int, typer.Option(help="Generations that the oracle learns from.", min=1)] = 1,
-    rule: RuleOption = RuleName.igw,  # type: ignore[attr-defined]
+    rule: RuleOption = RuleName.igw,
     gamma: GammaOption = None,
     epsilon: EpsilonOption = None,
     floor: FloorOption = None,
@@ -129,11 +151,9 @@ def join(
         moment = None if as_of is None else datetime.fromisoformat(as_of)
     except ValueError:
         raise InputError(f"--as-of {as_of}: must be an ISO time with its zone, such as 2025-03-01T00:00Z") from None
-    if horizon_days <= 0:
-        raise InputError(f"--horizon-days {horizon_days}: must be greater than 0")
-    report = join_log(
-        log, out, horizon=timedelta(days=horizon_days), as_of=moment, strict=strict, net_value=net_value
-    )
+    if not 0 < horizon_days <= LONGEST_HORIZON:
+        raise InputError(f"--horizon-days {horizon_days}: must be greater than 0 and at most {LONGEST_HORIZON}")
+    report = join_log(log, out, horizon=timedelta(days=horizon_days), as_of=moment, strict=strict, net_value=net_value)
     _print_join(report, out)
 
 
@@ -153,11 +173,11 @@ def _print_join(report: Any, out: Path) -> None:
 def train(
     joined: JoinedArgument,
     out: Annotated[Path, typer.Option(help="Folder of the policy.")],
-    rule: RuleOption = RuleName.igw,  # type: ignore[attr-defined]
+    rule: RuleOption = RuleName.igw,
     gamma: GammaOption = None,
     epsilon: EpsilonOption = None,
     floor: FloorOption = None,
-    oracle: OracleOption = OracleName.factored,  # type: ignore[attr-defined]
+    oracle: OracleOption = OracleName.factored,
     settings: Annotated[
         list[str] | None, typer.Option("--oracle-set", metavar="KEY=VALUE", help="A setting of the regression.")
     ] = None,
@@ -251,7 +271,9 @@ def _candidate(text: str) -> dict[str, str]:
 def serve(
     policy: Annotated[Path, typer.Argument(metavar="POLICY", help="Folder of a policy, as train writes it.")],
     log: Annotated[Path, typer.Option(help="Folder of the log; what is there already is gone on with.")],
-    host: Annotated[str, typer.Option(help="Address to listen on; other than the loopback lets others in.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; other than the loopback lets others in.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8765,
     fsync: Annotated[Durability, typer.Option(help="When an answer waits for the disk.")] = Durability.batch,
     keep_probabilities: Annotated[bool, typer.Option(help="Log the probabilities of all actions.")] = False,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from apps.payments.counters import Counters
@@ -21,10 +22,8 @@ from apps.payments.log.join import HORIZON
 from apps.payments.log.parquet_log import PARTITIONS, ROWS, SECONDS, Fsync, ParquetLog, Recovery
 from apps.payments.log.schema import decision_schema, key_array, mask_kind, reward_schema, transaction_key
 from apps.payments.log.tables import contexts, decision_batch, fixed_binary, instants, masks
-from apps.payments.oracles import unknown_counts
 from apps.payments.policy import Policy, counters_of
 from core import files
-from core.bandits.hashing import GOLDEN, mix_
 from core.errors import InputError, require
 from simulators.payments.context import CATEGORIES, NUMERICS, PaymentContext
 
@@ -35,6 +34,7 @@ RewardStatus = Literal["recorded", "duplicate", "late", "early", "unknown"]
 """What a reward is on arrival; all are logged, and the join decides for good."""
 _RECORD = np.dtype([("time", "<i8"), ("propensity", "<f8"), ("action", "<i2"), ("policy", "<u2"), ("content", "<i8")])
 _PACKED = struct.Struct("<qdhHq")
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 _INDEXED = ["decision_id", "event_time", "propensity", "action", "policy_id", "generation", "model_sha"]
 
 
@@ -120,6 +120,8 @@ class Engine:
             raise InputError(f"policy {policy.policy_id}: save it first, its log names the checksum of its files")
         self.policy, self.counters = policy, Counters()
         self._keep_probabilities = keep_probabilities
+        levels = policy.sizes.levels
+        self._levels = torch.tensor([[levels[name]] for name in CATEGORIES])
         self._horizon = horizon // timedelta(microseconds=1)
         _check_actions(folder, policy.sizes.actions)
         schemas = {"decisions": decision_schema(policy.sizes.actions), "rewards": reward_schema()}
@@ -277,13 +279,16 @@ class Engine:
         contents: list[int],
     ) -> pa.RecordBatch:
         """Decide some rows, enter them into the index, and return them as the log has them."""
-        index = torch.tensor(rows)
-        context, mask = context.take(index), mask[index]
+        if len(rows) < len(keys):
+            index = torch.tensor(rows)
+            context, mask = context.take(index), mask[index]
         ids = key_array([keys[i] for i in rows])
         with torch.inference_mode():
             decisions = self.policy.decide(context, mask, counters_of(ids))
         now = time.time_ns() // 1000
-        for category, count in unknown_counts(context, self.policy.sizes).items():
+        levels = torch.stack([getattr(context, name) for name in CATEGORIES])
+        unknown = ((levels < 0) | (levels >= self._levels)).sum(1).tolist()
+        for category, count in zip(CATEGORIES, unknown, strict=True):
             self.counters.add("unknown_categories", count, f'category="{category}"')
         drawn = zip(rows, decisions.propensity.tolist(), decisions.action.tolist(), strict=True)
         for i, propensity, action in drawn:
@@ -334,7 +339,7 @@ class Engine:
             records["time"] = table["event_time"].cast("int64").to_numpy()
             for name in ("propensity", "action"):
                 records[name] = table[name].to_numpy()
-            records["content"] = fingerprints(contexts(table), masks(table, actions)).numpy()
+            records["content"] = fingerprints(contexts(table), masks(table, actions))
             policies = table.select(["policy_id", "generation", "model_sha"])
             for policy in policies.group_by(policies.column_names).aggregate([]).to_pylist():
                 same = [compute.equal(policies[name], value) for name, value in policy.items()]
@@ -347,18 +352,24 @@ class Engine:
             self._answered.update(table["decision_id"].to_pylist())
 
 
-def fingerprints(context: PaymentContext, mask: Tensor) -> Tensor:
-    """``(n,)`` int64, a hash of what was known of each payment and of what was available to it."""
-    bits = np.packbits(mask.cpu().numpy(), axis=1, bitorder="little")
-    words = np.zeros((len(bits), -8 * (-bits.shape[1] // 8)), dtype=np.uint8)
-    words[:, : bits.shape[1]] = bits
-    # Adding 0 makes one of the two zeros of IEEE 754.
-    columns = [(column.cpu().double() + 0.0).view(torch.int64) for column in context.columns().values()]
-    columns += torch.from_numpy(words.view("<i8")).unbind(1)
-    found = torch.zeros(len(bits), dtype=torch.int64)
-    for column in columns:
-        found = mix_((found ^ column) + GOLDEN)
-    return found
+def fingerprints(context: PaymentContext, mask: Tensor) -> NDArray[np.int64]:
+    """``(n,)``, a hash of what was known of each payment and of what was available to it."""
+    columns = context.columns().values()
+    available = np.packbits(mask.cpu().numpy(), axis=1, bitorder="little")
+    words = np.zeros((len(columns) + -(-available.shape[1] // 8), len(available)), dtype=np.uint64)
+    for word, column in zip(words, columns, strict=False):
+        # Adding 0 makes one of the two zeros of IEEE 754.
+        word[:] = (column.cpu().numpy() + 0.0).view(np.uint64)
+    padded = np.zeros((len(available), 8 * (len(words) - len(columns))), dtype=np.uint8)
+    padded[:, : available.shape[1]] = available
+    words[len(columns) :] = padded.view("<u8").T
+    # A word is mixed before it is weighted: the floats of flags differ in a few high bits only.
+    for shift in (32, 29):
+        words ^= words >> np.uint64(shift)
+        words *= _FACTOR
+    words ^= words >> np.uint64(32)
+    weights = np.arange(1, 2 * len(words), 2, dtype=np.uint64) * _FACTOR
+    return (words * weights[:, None]).sum(0).view(np.int64)
 
 
 def _finish(result: Future[Any], value: Any, error: BaseException | None) -> None:

@@ -18,7 +18,7 @@ from core.study import Figure
 Found = Mapping[str, xr.Dataset]
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#8c564b", "#111111", "#bcbd22")
-"""One an arm, in the order of the study; told apart with any colour vision (Okabe and Ito 2008) as far as they reach."""
+"""One an arm, in the order of the study; the first told apart with any colour vision (Okabe and Ito 2008)."""
 MARKERS = "os^Dv<>Pph*"
 VALUE_RANGE = 5.0
 """Percentage points below the best arm beyond which an arm is not drawn: the others would be flat."""
@@ -48,12 +48,14 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         Figure(
             f"{scenario}_online_value",
             f"{scenario}: true approval rate of the policy deployed in each generation after the first, which is "
-            f"uniform, and its difference from that of {baseline} in the same worlds. {worlds}. Arms far below are left out.",
+            f"uniform, and its difference from that of {baseline} in the same worlds. {worlds}. Arms far below are "
+            f"left out.",
             lambda: online_values(found, palette, baseline),
         ),
         Figure(
             f"{scenario}_model",
-            f"{scenario}: what the log of each generation teaches: error of the model trained on it, and entropy of the "
+            f"{scenario}: what the log of each generation teaches: error of the model trained on it, and entropy of "
+            f"the "
             f"policy that logged it. {worlds}.",
             lambda: generations(
                 found,
@@ -66,13 +68,15 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         ),
         Figure(
             f"{scenario}_phase",
-            f"{scenario}: a model's error against that of the next generation's model, generations 1 and later, one line a "
+            f"{scenario}: a model's error against that of the next generation's model, generations 1 and later, one "
+            f"line a "
             "world. Points far from the diagonal on both sides are an oscillation of period two.",
             lambda: phase(found, palette),
         ),
         Figure(
             f"{scenario}_reliability",
-            f"{scenario}: predicted against observed approval on uniform decisions, models of the last generation, 15 bins "
+            f"{scenario}: predicted against observed approval on uniform decisions, models of the last generation, "
+            f"15 bins "
             f"of equal mass, mean over {n} worlds.",
             lambda: reliability(found, palette),
         ),
@@ -83,7 +87,8 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         ),
         Figure(
             f"{scenario}_weights",
-            f"{scenario}: share of the log whose importance weight for the next policy exceeds w, last generation, mean over "
+            f"{scenario}: share of the log whose importance weight for the next policy exceeds w, last generation, "
+            f"mean over "
             f"{n} worlds. The heavier the tail, the less an off-policy estimate is worth.",
             lambda: weight_tails(found, palette),
         ),
@@ -93,7 +98,8 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         figures.append(
             Figure(
                 f"{scenario}_segments",
-                f"{scenario}: uplift of {best} (the best arm) over {baseline} by segment, generations 1 and later. {worlds}; "
+                f"{scenario}: uplift of {best} (the best arm) over {baseline} by segment, generations 1 and later. "
+                f"{worlds}; "
                 "not adjusted for the number of segments.",
                 lambda: forest(found[best], found[baseline], best, baseline),
             )
@@ -102,7 +108,8 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         figures.append(
             Figure(
                 f"{scenario}_tuning",
-                f"{scenario}: mean online value of every number that was tried, on the tuning worlds; the circle is what was "
+                f"{scenario}: mean online value of every number that was tried, on the tuning worlds; the circle is "
+                f"what was "
                 "chosen.",
                 lambda: sweeps(tuned, palette),
             )
@@ -229,7 +236,7 @@ def weight_tails(found: Found, palette: Palette) -> Drawing:
     """Complementary distribution of importance weights, both axes logarithmic."""
     drawing = Drawing(figsize=(8.5, 4.2), layout="constrained")
     axes = drawing.subplots()
-    edges = 10.0**WEIGHT_EDGES[:-1]
+    edges = 10.0 ** WEIGHT_EDGES[:-1]
     for arm, data in found.items():
         mass = data["weight_mass"].isel(generation=-1).mean("world").values
         above = mass[::-1].cumsum()[::-1]

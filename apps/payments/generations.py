@@ -1,7 +1,7 @@
 """The generation loop: decide, log, wait for answers, learn from the recent log, deploy, and so on.
 
-The order is that of a processor which retrains on its own logs (Vangara and Egg 2024, arXiv 2412.00569): generation 0 is
-uniform; after each generation the oracle is fitted to the matured rows of the last W generations, and the rule of
+The order is that of a processor which retrains on its own logs (Vangara and Egg 2024, arXiv 2412.00569): generation 0
+is uniform; after each generation the oracle is fitted to the matured rows of the last W generations, and the rule of
 exploration turns its predictions into the policy of the next. Random numbers are keyed by (world, generation, purpose),
 never by arm, so all arms meet the same payments and the same luck.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from apps.payments.exploration import Learned, grouping_of
 from apps.payments.measures import SEGMENTS, SERIES, Measures, OnlineSums
-from apps.payments.oracles import OracleNotFitted, Rows, fit_oracle, load_oracle
+from apps.payments.oracles import Oracle, OracleNotFitted, Rows, fit_oracle, load_oracle
 from apps.payments.scenario import Arm, Scenario
 from core import files
 from core.bandits import sample_actions, sample_epsilon_slice, uniform
@@ -109,10 +109,10 @@ class GenerationLoop:
     ) -> None:
         self.scenario, self.arm, self.seed, self.device = scenario, arm, seed, torch.device(device)
         self.world = scenario.world(seed, device)
-        self.generation, self.epoch = 0, 0
+        self.generation, self.epoch = 0, 1
         self.learned = Learned()
         self.rows: list[LoggedGeneration] = []
-        self.oracle: list[Any] = []
+        self.oracle: list[Oracle[Any]] = []
         self.notes: list[str] = []
         self.records: dict[str, list[np.ndarray]] = {}
         self.measures = Measures(scenario, seed, self.device) if measure else None
@@ -141,7 +141,7 @@ class GenerationLoop:
         else:
             deployed = self.measures.policy(self)
             self._learn()
-            found |= self.measures.of_model(self, deployed)
+            found |= self.measures.of_model(self, deployed) | self._trace()
         for name, value in found.items():
             self.records.setdefault(name, []).append(np.asarray(value))
         self.generation += 1
@@ -192,17 +192,24 @@ class GenerationLoop:
             if epoch == self.epoch:
                 return
             self.epoch = epoch
-        rows = self._matured()
+        rows = self.matured()
         if falcon is not None and falcon.previous_epoch:
             self.rows = []
         try:
-            self.oracle = self._fit(rows)
+            self.oracle = self.fit(rows)
         except OracleNotFitted as reason:
             self.notes.append(f"generation {self.generation}: {reason}; the model before was kept")
             return
         examples = total if self.arm.window == "all" else self.learned.examples + len(rows)
         counts = torch.bincount(rows.action, minlength=self.scenario.sizes.actions)
         self.learned = Learned(examples, counts, self._groups(len(rows)))
+
+    def _trace(self) -> dict[str, float]:
+        """How an oracle that never stops learning did on the rows before it learned from them."""
+        trace = getattr(self.oracle[0], "trace", None) if self.oracle else None
+        if trace is None:
+            return {"online_log_loss": np.nan, "learning_rate": np.nan}
+        return {"online_log_loss": float(trace.log_loss.mean()), "learning_rate": float(trace.learning_rate.mean())}
 
     def _groups(self, rows: int) -> Tensor | None:
         """The groups of actions that the new oracle suggests, from its predictions on recent payments."""
@@ -213,7 +220,8 @@ class GenerationLoop:
         cluster = state.country * len(SCHEMES) + state.scheme
         return grouping_of(self.arm.exploration, self.scores(state), mask, cluster, rows)
 
-    def _matured(self) -> Rows:
+    def matured(self) -> Rows:
+        """The rows of the window whose answers have arrived by the end of this generation."""
         end = (self.generation + 1) * self.scenario.duration
         kept = LoggedGeneration.cat(self.rows)
         known = (kept.arrival <= end) & kept.coin
@@ -223,21 +231,27 @@ class GenerationLoop:
             weight = weight / weight.mean()  # so that the ridge keeps its strength
         return Rows(kept.state.take(known), kept.action[known], kept.reward[known], weight)
 
-    def _fit(self, rows: Rows) -> list[Any]:
+    def fit(self, rows: Rows) -> list[Oracle[Any]]:
+        """The oracle of these rows; several for ``thompson_bootstrap``.
+
+        Raises:
+            OracleNotFitted: no model came of them.
+        """
         arm = self.arm
         seed = stream(self.seed, f"generation {self.generation} fit")
-        settings = {"sizes": self.scenario.sizes, "device": self.device}
         if arm.exploration.rule != "thompson_bootstrap":
-            previous = self.oracle[0] if self.oracle else None
-            return [fit_oracle(arm.oracle, arm.imbalance, rows, seed=seed, previous=previous, **settings)]
+            return [self._fitted(rows, seed, self.oracle[0] if self.oracle else None)]
         generator = torch.Generator().manual_seed(seed)
         members = []
         for member in range(arm.exploration.members):
             draws = torch.poisson(torch.ones(len(rows)), generator=generator).to(rows.reward)
             weight = draws if rows.weight is None else rows.weight * draws
-            drawn = replace(rows, weight=weight)
-            members.append(fit_oracle(arm.oracle, arm.imbalance, drawn, seed=seed + member, **settings))
+            members.append(self._fitted(replace(rows, weight=weight), seed + member))
         return members
+
+    def _fitted(self, rows: Rows, seed: int, previous: Oracle[Any] | None = None) -> Oracle[Any]:
+        sizes, device = self.scenario.sizes, self.device
+        return fit_oracle(self.arm.oracle, self.arm.imbalance, rows, sizes, seed=seed, device=device, previous=previous)
 
     def result(self) -> xr.Dataset:
         """Every series, along ``generation``."""
@@ -268,9 +282,12 @@ class GenerationLoop:
 
     def restore(self, folder: Path) -> None:
         """Go on from what ``save`` wrote; where nothing is whole, start anew."""
-        # Killed between the two steps of a replacement, the new state is whole under its other name.
-        places = (folder, folder.with_name(f"{folder.name}.new"))
-        folder = next((place for place in places if (place / STATE).exists()), folder)
+        # Killed between the two steps of a replacement, the new state is whole under its other name, and what is left
+        # of the old one may be half removed.
+        fresh = folder.with_name(f"{folder.name}.new")
+        if (fresh / STATE).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
         if not (folder / STATE).exists():
             return
         state = files.read_json(folder / STATE)

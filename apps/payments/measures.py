@@ -90,6 +90,8 @@ MODEL_SERIES = {
     "weight_mass": Series("mass of the log by log10 importance weight of the next policy", dims=("weight_bin",)),
     "model_error": Series("error of the model's own estimate of the next policy's value"),
     "model_error_bound": Series("its bound sqrt(C_2 MSE_log)"),
+    "online_log_loss": Series("log-loss of an online oracle on its rows before it learned from them", "nat"),
+    "learning_rate": Series("mean learning rate of an online oracle"),
 }
 """What is recorded of the model that is trained on the log, and of the policy that it makes."""
 
@@ -137,12 +139,13 @@ class OnlineSums:
     def result(self) -> dict[str, Any]:
         """The measures of the generation."""
         sums = {name: x.double().cpu().numpy() for name, x in self._sums.items()}
-        found = {n: x / self._n for n, x in sums.items() if n in SERIES and n not in ("propensity_counts", "rows")}
+        found: dict[str, Any] = {n: x / self._n for n, x in sums.items() if n in SERIES and n not in ("propensity_counts", "rows")}
         with np.errstate(invalid="ignore"):
             found["segment_value"] = sums["segment_sum"] / sums["segment_count"]
         found |= {name: sums[name] for name in ("propensity_counts", "rows")}
-        found["regret"] = metrics.regret(found["value"], found["best_value"])
-        found["rejections_avoided"] = metrics.rejections_avoided(found["value"], found["uniform_value"])
+        value, best, everything = (float(found[name]) for name in ("value", "best_value", "uniform_value"))
+        found["regret"] = metrics.regret(value, best)
+        found["rejections_avoided"] = metrics.rejections_avoided(value, everything)
         return found
 
 
@@ -181,8 +184,9 @@ class Measures:
         rows = torch.arange(len(truth), device=truth.device)
         label = (self._answer < truth[rows, self._action]).double()
         ranking = metrics.Ranking.of(predicted[rows, self._action], label)
-        diagram, by_action = ranking.reliability(), metrics.action_calibration_errors(
-            predicted[rows, self._action], label, self._action, truth.shape[1]
+        diagram, by_action = (
+            ranking.reliability(),
+            metrics.action_calibration_errors(predicted[rows, self._action], label, self._action, truth.shape[1]),
         )
         mse_log = metrics.realizability_error(predicted, truth, deployed)
         found: dict[str, Any] = {
@@ -234,6 +238,8 @@ def _features(state: PaymentState, flags: int) -> Tensor:
     bits = flag_bits(flags, state.issuer.device, state.log_amount.dtype)
     first, second = torch.triu_indices(flags, flags, 1, device=bits.device)
     of_action = torch.cat([bits, bits[:, first] * bits[:, second]], 1).expand(len(state), -1, -1)
-    of_payment = torch.stack([torch.ones_like(state.hour), state.log_amount - TYPICAL_LOG_AMOUNT, state.cross_border], 1)
+    of_payment = torch.stack(
+        [torch.ones_like(state.hour), state.log_amount - TYPICAL_LOG_AMOUNT, state.cross_border], 1
+    )
     crossed = torch.einsum("nj,kf->nkjf", of_payment[:, 1:], bits).flatten(2)
     return torch.cat([of_payment[:, None].expand(-1, len(bits), -1), of_action, crossed], 2)

@@ -96,6 +96,9 @@ class Arm(Config):
             raise InputError(f"window = {window}: a falcon schedule decides what is learned from; give all")
         if rule == "epsilon_slice" and window != 1:
             raise InputError("epsilon_slice: learns from the coin's rows of one generation: window must be 1")
+        mixed = self.exploration.floor or self.exploration.minimum
+        if rule == "epsilon_slice" and (mixed or (self.tune and self.tune.parameter in ("floor", "minimum"))):
+            raise InputError("epsilon_slice: its coin is the only uniform share: floor and minimum must be 0")
         if self.tune is not None:
             for value in self.tune.grid:
                 self.exploration.at(self.tune.parameter, value)

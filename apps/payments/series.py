@@ -38,16 +38,18 @@ def order_test(series: ArrayLike, *, draws: int = 9999, seed: int = 0) -> float:
     """One-sided permutation p-value of the mean lag-1 autocorrelation over worlds, ``series`` (worlds, n).
 
     Under the null hypothesis the order within a world carries nothing: each world's values are permuted by themselves,
-    and the p-value is the share of draws, the observed order counted among them, whose mean is as low.
+    and the p-value is the share of draws, the observed order counted among them, whose mean is as low. It is 1 where a
+    world's series is constant, and has no order.
     """
     x = np.asarray(series, dtype=np.float64)
     observed = lag_one_autocorrelation(x).mean()
+    if not np.isfinite(observed):
+        return 1.0
     generator = np.random.default_rng(seed)
     at_once = max(1, _PERMUTED_AT_ONCE // x.size)
     lower = 0
     for start in range(0, draws, at_once):
         count = min(at_once, draws - start)
         permuted = generator.permuted(np.broadcast_to(x, (count, *x.shape)), axis=-1)
-        # Constant series give NaN both times and are never "as low".
         lower += int((lag_one_autocorrelation(permuted).mean(-1) <= observed + 1e-12).sum())
     return (1 + lower) / (1 + draws)

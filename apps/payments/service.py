@@ -239,9 +239,7 @@ def serve(
             for line in recovery.damaged:
                 say(f"{name}: {line}")
         if not _is_loopback(host):
-            say(
-                f"warning: {host} is no loopback address: whoever reaches this port can ask for decisions, unauthenticated"
-            )
+            say(f"warning: {host} is no loopback address, and whoever reaches it can ask for decisions")
         # What is there for good need not be searched for garbage, which would stop the decisions for a moment.
         gc.freeze()
         torch.set_num_threads(1)
@@ -264,11 +262,11 @@ def _columns(payments: list[Payment], policy: Policy) -> tuple[PaymentContext, t
             if not 0 <= action < actions:
                 raise InputError(f"row {row}: available: {action} is not one of the actions 0 to {actions - 1}")
         mask[row, payment.available] = True
-    columns = {name: torch.tensor([getattr(p, name) for p in payments]) for name in CATEGORIES}
-    amounts = [math.log(p.amount) if p.amount is not None else p.log_amount for p in payments]
-    columns["log_amount"] = torch.tensor(amounts, dtype=torch.float64)
-    for name in NUMERICS[1:]:
-        columns[name] = torch.tensor([getattr(p, name) for p in payments], dtype=torch.float64)
+    levels = [[getattr(p, name) for p in payments] for name in CATEGORIES]
+    numbers = [[getattr(p, name) for p in payments] for name in NUMERICS[1:]]
+    amounts = [p.log_amount if p.amount is None else math.log(p.amount) for p in payments]
+    columns = dict(zip(CATEGORIES, torch.tensor(levels).unbind(), strict=True))
+    columns |= zip(NUMERICS, torch.tensor([amounts, *numbers], dtype=torch.float64).unbind(), strict=True)
     return PaymentContext(**columns), mask
 
 
@@ -313,6 +311,7 @@ def _socket(host: str, port: int) -> socket.socket:
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen(2048)
     except OSError as error:
         raise InputError(f"{host} port {port}: {error.strerror or error}") from error
     return found

@@ -1,4 +1,4 @@
-"""A production log written by the simulator: what a service would have left, the policies that decided, and the truth."""
+"""A log written by the simulator: what a service would have left, the policies that decided, and the truth."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from apps.payments.exploration import WEIGHED
 from apps.payments.generations import Decided, GenerationLoop
 from apps.payments.log.parquet_log import PARTITIONS, ParquetLog
 from apps.payments.log.schema import decision_schema, key_array, reward_schema, transaction_key
@@ -116,7 +117,10 @@ def _batches(
     n = len(rows.action)
     ids = key_array([transaction_key(TENANT, f"{seed}-{first + i}") for i in range(n)])
     hours = generation * scenario.duration + rows.state.time.double().cpu().numpy()
-    decisions = Decisions(rows.action, rows.propensity, decided.probabilities, rows.propensity.new_zeros(n))
+    gamma = policy.exploration.gammas(decided.mask, policy.learned.examples) if policy.rule in WEIGHED else None
+    coin = rows.coin if policy.rule == "epsilon_slice" else None
+    gap = rows.propensity.new_zeros(n)
+    decisions = Decisions(rows.action, rows.propensity, decided.probabilities, gap, gamma, coin)
     when = START + (HOUR * hours).astype(np.int64)
     made = decision_batch(policy, ids, when, [TENANT] * n, rows.state, decided.mask, decisions)
     arrival = rows.arrival.double().cpu().numpy()

@@ -16,14 +16,17 @@ from core.study import Row
 
 MEASURES = (
     "online value: true approval rate of the deployed policies, averaged over generations 1 and later (generation 0 is "
-    "uniform); uplift: its difference from the baseline arm in the same worlds; bps: basis points, 1 approval in 10,000 "
-    "payments; model error: mean over available actions of (f - P)^2 on a fixed evaluation set, P the simulator's truth; "
-    "oscillation: lag-1 autocorrelation over generations 1 and later, about -1/G where nothing alternates; degradation: "
+    "uniform); uplift: its difference from the baseline arm in the same worlds; bps: basis points, 1 approval in "
+    "10,000 "
+    "payments; model error: mean over available actions of (f - P)^2 on a fixed evaluation set, P the simulator's "
+    "truth; "
+    "oscillation: lag-1 autocorrelation over generations 1 and later, about -1/G where nothing alternates; "
+    "degradation: "
     "online value of generation 1 minus that of generation 2; AUC, log-loss and calibration are measured on uniform "
     "decisions.",
-    "Intervals are 95 % Student intervals over worlds (Wilson's for a share of reversals, whose changes overlap). Tuned "
-    "numbers were chosen on other worlds, before the worlds that are scored were played.",
-    "Claims are about this simulator: they show what can happen to a processor that retrains on its own log, not what did.",
+    "Intervals are 95 % Student intervals over worlds (Wilson's for a share of reversals, whose changes overlap). "
+    "Tuned numbers were chosen on other worlds, before the worlds that are scored were played.",
+    "Claims are about this simulator: they show what can happen to a processor that retrains on its own log.",
 )
 
 Numbers = NDArray[np.float64]
@@ -72,6 +75,8 @@ COLUMNS: dict[tuple[str, str], Callable[[xr.Dataset], Numbers]] = {
     ("C_phi of the next policy", "1"): _later("c_phi"),
     ("error of the model's own estimate", "bps"): _absolute("model_error"),
     ("its bound", "bps"): _later("model_error_bound", BASIS_POINTS),
+    ("online log-loss", "nat"): _later("online_log_loss"),
+    ("learning rate", "1"): _later("learning_rate"),
     ("rows learned from", "rows"): _later("rows"),
 }
 """Metric and unit, and its number in each world."""
@@ -111,5 +116,7 @@ def _sweep(scenario: str, arm: str, tuned: xr.Dataset) -> list[Row]:
     rows = []
     for setting in tuned["setting"].values:
         i = t_interval(tuned["value"].sel(setting=setting).values)
-        rows.append(Row(scenario, f"{arm} at {setting:g}", "online value in tuning", "share", i.mean, i.low, i.high, i.n))
+        rows.append(
+            Row(scenario, f"{arm} at {setting:g}", "online value in tuning", "share", i.mean, i.low, i.high, i.n)
+        )
     return rows

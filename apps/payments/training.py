@@ -57,9 +57,7 @@ def train_policy(
         sample = sample.take(sample.generation > last - window)
     learned_from = Rows(sample.context, sample.action, sample.reward)
     try:
-        fitted = fit_oracle(
-            oracle, imbalance or ImbalanceSettings(), learned_from, log.sizes, seed=seed, device=device
-        )
+        fitted = fit_oracle(oracle, imbalance or ImbalanceSettings(), learned_from, log.sizes, seed=seed, device=device)
     except OracleNotFitted as reason:
         raise InputError(f"{log.path}: {reason}") from reason
     groups = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -260,7 +261,12 @@ def _probe(simulator: Simulator, action: Scaling, device: torch.device) -> tuple
     mask = simulator.action_mask(state)
     agents = (1,) if simulator.agents == 1 else (1, simulator.agents)
     shape = simulator.action_space.shape or ()
-    step: Step = simulator.step(state, action.to_domain(torch.zeros(agents + shape, device=device)), noise)
+    chosen = action.to_domain(torch.zeros(agents + shape, device=device))
+    if mask is not None and simulator.agents == 1:
+        # A copy, because sampling advances the random numbers of the space.
+        allowed = copy.deepcopy(simulator.action_space).sample(mask=mask[0].to(torch.int8).cpu().numpy())
+        chosen = torch.as_tensor(allowed, device=device).unsqueeze(0)
+    step: Step = simulator.step(state, chosen, noise)
     after = dict(tree.named_tensors(step.state))
     for name, before in tree.named_tensors(state):
         if (after[name].dtype, after[name].device, after[name].shape) != (before.dtype, before.device, before.shape):

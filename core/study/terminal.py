@@ -32,6 +32,8 @@ def print_rows(rows: list[Row], headline: Sequence[str] = (), console: Console |
     """Print a table to stdout, scenario by scenario; with a ``headline``, only these metrics, as columns."""
     console = console or _console()
     for scenario, metrics in side_by_side(rows).items():
+        if headline and not any(row.scenario == scenario and row.metric in headline for row in rows):
+            continue
         if headline:
             _print_columns(console, scenario, rows, headline)
         else:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from apps.payments.log.join import JOINED, REPORT
 from apps.payments.log.tables import Logged, logged, logged_chunks
-from apps.payments.oracles import FactoredSettings, ImbalanceSettings, Oracle, OracleSettings, Rows, fit_oracle
+from apps.payments.oracles import ImbalanceSettings, Oracle, OracleSettings, Rows, fit_oracle
 from core import files
 from core.bandits import LoggedRows, PoissonBootstrap, Sums, folds_of, hashed, logged_rows, uniform
 from core.errors import InputError, require
@@ -261,8 +261,9 @@ class PaymentsLog:
             most = known.select(pl.col("issuer", "merchant", "country").max()).collect(engine="streaming").row(0)
         except pl.exceptions.PolarsError as error:
             raise InputError(f"{path}: not a joined log: {str(error).splitlines()[0]}") from error
-        levels = (max(1, 1 + int(level or 0)) for level in most)
-        return PaymentsLog(path, Sizes(*levels, flags=(actions - 1).bit_length()))
+        issuers, merchants, countries = (max(1, 1 + int(level or 0)) for level in most)
+        flags = max(Sizes().flags, (actions - 1).bit_length())
+        return PaymentsLog(path, Sizes(issuers, merchants, countries, flags))
 
     def tables(self) -> Iterator[Any]:
         """The rows as Arrow tables, a part at a time."""
@@ -323,25 +324,20 @@ def _part(table: Any, evaluator: Callable[[Logged], Evidence], actions: int) -> 
     return {"evidence": found}
 
 
-def fit_models(
-    log: PaymentsLog, rows: int, settings: OracleSettings | None = None, seed: int = 0
-) -> tuple[tuple[Oracle[Any], ...], Logged]:
-    """Reward models for cross-fitting, each without the rows of its fold, on about ``rows`` rows of the log; and those.
+def fit_models(sample: Logged, sizes: Sizes, settings: OracleSettings, seed: int = 0) -> tuple[Oracle[Any], ...]:
+    """Reward models for cross-fitting on a sample of a log, each without the rows of its fold.
 
     Raises:
         InputError: rows that cannot be learned from.
         OracleNotFitted: a fold's rows have one label only.
     """
-    sample = log.sample(rows, seed)
     fold = fold_of(sample)
     models = []
     for k in range(FOLDS):
         training = sample.take(fold != k)
-        learned = Rows(training.context, training.action, training.reward)
-        models.append(
-            fit_oracle(settings or FactoredSettings(), ImbalanceSettings(), learned, log.sizes, seed=seed + k)
-        )
-    return tuple(models), sample
+        rows = Rows(training.context, training.action, training.reward)
+        models.append(fit_oracle(settings, ImbalanceSettings(), rows, sizes, seed=seed + k))
+    return tuple(models)
 
 
 def largest_levels(sample: Logged, column: str, count: int) -> tuple[int, ...]:
@@ -355,4 +351,3 @@ def largest_levels(sample: Logged, column: str, count: int) -> tuple[int, ...]:
     levels, counts = getattr(sample.context, column).unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:count]
     return tuple(levels[order].sort().values.tolist())
-

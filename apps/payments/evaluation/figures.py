@@ -11,7 +11,6 @@ from core.study import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
 MARKERS = "os^Dv<>"
-SHADES = {"normal": "-", "bootstrap": "--", "anytime": ":", "bernstein": "-."}
 
 
 def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
@@ -20,7 +19,8 @@ def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
     figures = [
         Figure(
             "estimates",
-            f"Value of each policy by every estimator with 95 % intervals by the delta method; the dotted line and band are "
+            f"Value of each policy by every estimator with 95 % intervals by the delta method; the dotted line and "
+            f"band are "
             f"the mean reward of the log itself. {n}.",
             lambda: estimates(data),
         ),
@@ -50,7 +50,8 @@ def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
         figures.append(
             Figure(
                 "segments",
-                f"Difference from the logged policy by segment ({deciding}, 95 % intervals by the delta method). Filled: found "
+                f"Difference from the logged policy by segment ({deciding}, 95 % intervals by the delta method). "
+                f"Filled: found "
                 "at a false-discovery rate of 5 % over segments (Benjamini and Hochberg).",
                 lambda: segments(data, deciding),
             )
@@ -61,20 +62,26 @@ def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
 def estimates(data: xr.Dataset) -> Drawing:
     """A panel a policy, a row an estimator."""
     policies, names = data["policy"].values, data["estimator"].values
+    mean, low, high = data["logged"].values
     drawing = Drawing(figsize=(3.6 * len(policies) + 1.6, 1.3 + 0.36 * len(names)), layout="constrained")
     panels = np.atleast_1d(drawing.subplots(1, len(policies), sharey=True))
-    mean, low, high = data["logged"].values
     for axes, policy, colour in zip(panels, policies, _cycle(COLOURS), strict=False):
         for row, name in enumerate(names):
             middle, lower, upper = data["value"].sel(policy=policy, estimator=name, interval="normal").values
             if np.isfinite(middle):
                 ends = [[100 * (middle - lower)], [100 * (upper - middle)]]
                 axes.errorbar(100 * middle, row, xerr=ends, fmt="o", color=colour, capsize=3, ms=5)
+        if f"own_rate_{policy}" in data:
+            middle, lower, upper = 100 * data[f"own_rate_{policy}"].values
+            axes.errorbar(
+                middle, len(names), xerr=[[middle - lower], [upper - middle]], fmt="*", color="black", capsize=3
+            )
         axes.axvspan(100 * low, 100 * high, color="black", alpha=0.08, lw=0)
         axes.axvline(100 * mean, color="black", lw=1, ls=":")
         axes.set(title=f"{policy} ({data['verdict'].sel(policy=policy).item()})", xlabel="value (% rewarded)")
         axes.grid(axis="x", alpha=0.3)
-    panels[0].set_yticks(range(len(names)), names)
+    labels = [*names, "on its own log"] if any(str(name).startswith("own_rate_") for name in data) else [*names]
+    panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     return drawing
 
@@ -107,7 +114,9 @@ def weights(data: xr.Dataset) -> Drawing:
     """Tails of the weights, and the propensities."""
     drawing = Drawing(figsize=(9.5, 4), layout="constrained")
     left, right = drawing.subplots(1, 2)
-    edges = 10.0 ** np.append(data["weight_low"].values, 2 * data["weight_low"].values[-1] - data["weight_low"].values[-2])
+    edges = 10.0 ** np.append(
+        data["weight_low"].values, 2 * data["weight_low"].values[-1] - data["weight_low"].values[-2]
+    )
     for policy, colour in zip(data["policy"].values, _cycle(COLOURS), strict=False):
         counts = data["weight_counts"].sel(policy=policy).values
         above = counts[::-1].cumsum()[::-1] / counts.sum()

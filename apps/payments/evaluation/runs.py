@@ -24,9 +24,9 @@ from apps.payments.evaluation.evidence import (
     largest_levels,
 )
 from apps.payments.log.open_bandit import OpenBanditLog, read_open_bandit
-from apps.payments.oracles import FactoredSettings, OracleNotFitted, OracleSettings
+from apps.payments.oracles import FactoredSettings, Oracle, OracleNotFitted, OracleSettings
 from apps.payments.policy import Policy
-from core.bandits import LOGGED, Anytime, Bernstein, Normal, Percentile, PoissonBootstrap, Sums
+from core.bandits import LOGGED, Anytime, Bernstein, IntervalMethod, Normal, Percentile, PoissonBootstrap, Sums
 from core.errors import InputError
 from core.stats import Interval
 from core.study import Config, Context, Run
@@ -34,7 +34,12 @@ from simulators.payments import Sizes
 
 Format = Literal["payments", "open_bandit"]
 IntervalName = Literal["normal", "bootstrap", "bernstein", "anytime"]
-METHODS = {"normal": Normal(), "bootstrap": Percentile(), "bernstein": Bernstein(), "anytime": Anytime()}
+METHODS: dict[str, IntervalMethod] = {
+    "normal": Normal(),
+    "bootstrap": Percentile(),
+    "bernstein": Bernstein(),
+    "anytime": Anytime(),
+}
 UNIFORM = "uniform"
 ENDS = ("mean", "low", "high")
 
@@ -45,7 +50,7 @@ class Candidate(Config):
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     """Name in the report."""
     source: str = UNIFORM
-    """``uniform``; or the folder of a policy; or, on an Open Bandit log, the log whose item frequencies are the policy."""
+    """``uniform``; or a policy's folder; or, on an Open Bandit log, the log whose item frequencies are the policy."""
     checksum: str = ""
     """Of what lies there, so that a changed policy is evaluated anew."""
 
@@ -112,23 +117,23 @@ class EvaluateLog(Run):
             return self._open_bandit()
         log = PaymentsLog(Path(self.log), self.sizes)
         policies = {c.name: _policy(c) for c in self.candidates}
-        models, notes, levels = (), [], ()
-        try:
-            models, sample = ((), log.sample(self.estimation.fit_rows, self.estimation.seed))
-            if self.estimation.model is not None:
-                context.log(message="fitting the reward model")
-                models, sample = fit_models(log, self.estimation.fit_rows, self.estimation.model, self.estimation.seed)
-        except OracleNotFitted as reason:
-            notes.append(f"No reward model: {reason}; only weights are used.")
-        if self.estimation.segment is not None:
-            levels = largest_levels(sample, self.estimation.segment, self.estimation.segments)
+        how, notes = self.estimation, []
+        models: tuple[Oracle[Any], ...] = ()
+        sample = log.sample(how.fit_rows, how.seed)
+        if how.model is not None:
+            context.log(message="fitting the reward model")
+            try:
+                models = fit_models(sample, log.sizes, how.model, how.seed)
+            except OracleNotFitted as reason:
+                notes.append(f"No reward model: {reason}; only weights are used.")
+        levels = () if how.segment is None else largest_levels(sample, how.segment, how.segments)
         evaluator = Evaluator(
             policies,
             models,
-            Limits(**self.estimation.limits),
-            self.estimation.bootstrap,
-            self.estimation.cluster,
-            self.estimation.segment,
+            Limits(**how.limits),
+            how.bootstrap,
+            how.cluster,
+            how.segment,
             levels,
         )
         total = max(log.rows, 1)
@@ -199,7 +204,10 @@ def evidence_data(evidence: Evidence, notes: list[str]) -> xr.Dataset:
     """``estimates`` of the whole log and, along ``segment``, of its parts; and the histograms."""
     found = estimates(evidence.whole)
     histograms = evidence.histograms
-    found["weight_counts"] = (("policy", "weight_bin"), np.stack([histograms.weights[p] for p in evidence.whole.policies]))
+    found["weight_counts"] = (
+        ("policy", "weight_bin"),
+        np.stack([histograms.weights[p] for p in evidence.whole.policies]),
+    )
     found["propensity_counts"] = ("weight_bin", histograms.propensities)
     found["calibration"] = (("sum", "bin"), histograms.calibration)
     found = found.assign_coords(

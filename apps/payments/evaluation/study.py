@@ -30,7 +30,12 @@ class EvaluationStudy(Study):
     """What policies would have been worth on a log that another one left."""
 
     app: ClassVar[str] = "payments"
-    headline: ClassVar[tuple[str, ...]] = ("value (normal)", "difference from the log (normal)", "verdict", "ESS share")
+    headline: ClassVar[tuple[str, ...]] = (
+        "value (normal)",
+        "difference from the log (normal)",
+        "value (Wilson)",
+        "ESS share",
+    )
 
     log: str
     """Path of the log."""
@@ -66,11 +71,17 @@ class EvaluationStudy(Study):
         data = results[self._evaluation]
         notes = [note for note in data.attrs["notes"].split("\n") if note]
         notes += [
-            f"{data.attrs['rows']:,} rows with a reward. Intervals are at 95 %: normal by the delta method; bootstrap by "
-            f"percentiles of {self.estimation.replicates} Poisson replicates over {self.estimation.cluster}s; bernstein holds "
-            "at every sample size where weights are bounded; anytime holds however often one looks. An estimator that has "
-            "no such interval has no row.",
-            "A policy is worth promoting if the lower end of its paired difference from the logged policy is above 0 and "
+            f"{data.attrs['rows']:,} rows with a reward. Intervals are at 95 %: normal by the delta method; "
+            f"bootstrap by "
+            f"percentiles of {self.estimation.replicates} Poisson replicates over {self.estimation.cluster}s; "
+            f"bernstein holds "
+            "at every sample size where weights are bounded; anytime holds however often one looks. An estimator "
+            "that has "
+            "no such interval has no row. dm and clipped_ips are biased, by the model and by the clip: their "
+            "intervals tell "
+            "of sampling alone.",
+            "A policy is worth promoting if the lower end of its paired difference from the logged policy is above 0 "
+            "and "
             "its weights are supported by the log (verdict ok).",
         ]
         notes += [
@@ -140,18 +151,20 @@ def _promotion(data: xr.Dataset, policy: str) -> Claim:
     mean, low, high = (float(x) for x in at["difference"].values)
     verdict = at["verdict"].item()
     statement = f"{policy} is worth more than the policy that logged, and the log supports that (bps)"
-    reason = f"{name}: {BASIS_POINTS * mean:.1f} [{BASIS_POINTS * low:.1f}, {BASIS_POINTS * high:.1f}] bps; verdict {verdict}"
+    mean, low, high = BASIS_POINTS * mean, BASIS_POINTS * low, BASIS_POINTS * high
+    reason = f"{name}: {mean:.1f} [{low:.1f}, {high:.1f}] bps; verdict {verdict}"
     if at["reason"].item():
         reason += f" ({at['reason'].item()})"
     holds = None if verdict == "unsupported" else bool(low > 0 and verdict == "ok")
-    scaled = (BASIS_POINTS * x for x in (mean, low, high))
     p, n = float(at["p"]), int(data.attrs["rows"])
-    return Claim(f"promote_{policy}", statement, holds, reason, *scaled, n, p, "95 % normal interval, paired on the log")
+    test = "95 % normal interval, paired on the log"
+    return Claim(f"promote_{policy}", statement, holds, reason, mean, low, high, n, p, test)
 
 
 def _rows(data: xr.Dataset) -> list[Row]:
     n = int(data.attrs["rows"])
-    rows = [Row("log", "logged", "value (normal)", "share", *map(float, data["logged"].values), n)]
+    low, mean, high = (float(data["logged"].sel(end=end)) for end in ("low", "mean", "high"))
+    rows = [Row("log", "logged", "value (normal)", "share", mean, low, high, n)]
     for policy in data["policy"].values:
         at = data.sel(policy=policy)
         for estimator in data["estimator"].values:
@@ -172,8 +185,8 @@ def _rows(data: xr.Dataset) -> list[Row]:
         if np.isfinite(at["missing_mass"]):
             rows.append(Row(policy, "weights", "missing mass", "1", float(at["missing_mass"]), n=n))
         if f"own_rate_{policy}" in data:
-            own = (float(x) for x in data[f"own_rate_{policy}"].values)
-            rows.append(Row(policy, "on its own log", "value (Wilson)", "share", *own))
+            mean, low, high = (float(x) for x in data[f"own_rate_{policy}"].values)
+            rows.append(Row(policy, "on its own log", "value (Wilson)", "share", mean, low, high))
     return rows + _segment_rows(data)
 
 
@@ -187,9 +200,10 @@ def _segment_rows(data: xr.Dataset) -> list[Row]:
         found = discoveries(at)
         for segment, star in zip(data["segment"].values, found, strict=True):
             here = at.sel(segment=segment)
-            ends = (float(BASIS_POINTS * x) for x in here["segment_difference"].values)
+            mean, low, high = (float(BASIS_POINTS * x) for x in here["segment_difference"].values)
             label = f"difference in {segment}{' (found)' if star else ''}"
-            rows.append(Row(f"{policy} by segment", str(segment), label, "bps", *ends, int(here["segment_rows"])))
+            n = int(here["segment_rows"])
+            rows.append(Row(f"{policy} by segment", str(segment), label, "bps", mean, low, high, n))
     return rows
 
 

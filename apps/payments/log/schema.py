@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ def mask_kind(actions: int) -> MaskKind:
     return "bits" if actions <= BITS else "list"
 
 
+@lru_cache
 def decision_schema(actions: int, kind: MaskKind | None = None) -> pa.Schema:
     """Arrow schema of decisions.
 
@@ -79,6 +81,7 @@ def decision_schema(actions: int, kind: MaskKind | None = None) -> pa.Schema:
     )
 
 
+@lru_cache
 def reward_schema() -> pa.Schema:
     """Arrow schema of rewards: what was answered to a decision, when, and by whom."""
     pa = require("pyarrow", "payments")

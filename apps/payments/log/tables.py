@@ -128,7 +128,7 @@ def decision_batch(
         "rule": policy.rule,
         "eps": policy.epsilon,
     }
-    columns = {name: pa.repeat(pa.scalar(value, schema.field(name).type), n) for name, value in same.items()}
+    columns = {name: pa.array([value] * n, schema.field(name).type) for name, value in same.items()}
     columns |= {
         "decision_id": fixed_binary(ids),
         "event_time": instants(event_time),
@@ -150,10 +150,7 @@ def decision_batch(
 
 def _column(values: Tensor | None, n: int, kind: pa.DataType) -> pa.Array:
     pa = require("pyarrow", "payments")
-    if values is None:
-        return pa.nulls(n, kind)
-    array = values.cpu().numpy()
-    return pa.array(array if kind == pa.bool_() else array.astype(kind.to_pandas_dtype()), kind)
+    return pa.nulls(n, kind) if values is None else pa.array(values.cpu().numpy(), kind)
 
 
 @dataclass(frozen=True)
