@@ -5,7 +5,17 @@ from importlib import import_module
 
 import torch
 
-BENCHMARKS = ("simulator", "grid_search", "ppo_rollout", "ppo_time_to_return", "mri")
+BENCHMARKS = (
+    "simulator",
+    "grid_search",
+    "ppo_rollout",
+    "ppo_time_to_return",
+    "mri",
+    "payments",
+    "payments_simulator",
+    "payments_evaluation",
+    "payments_service",
+)
 
 
 def main() -> None:

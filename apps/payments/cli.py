@@ -29,6 +29,7 @@ add_study_commands(app, PaymentsStudy)
 LONGEST_HORIZON = 36_525
 """Days: a century."""
 
+
 class RuleName(StrEnum):
     """A rule of exploration."""
 

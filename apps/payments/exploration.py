@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -29,10 +30,12 @@ from core.bandits import (
 )
 from core.errors import InputError
 from core.study import Config
+from simulators.payments.context import SCHEMES, PaymentContext
 
 Rule = Literal[
     "uniform", "greedy", "epsilon", "epsilon_slice", "igw", "igw_elim", "softmax", "thompson_bootstrap", "grouped_igw"
 ]
+GROUPING_ROWS = 4096
 WEIGHED = ("igw", "igw_elim", "grouped_igw")
 """The rules that take gamma."""
 
@@ -195,17 +198,27 @@ class Exploration(Config):
         return inverse_gap_weighting(scores, mask, gamma)
 
 
-def grouping_of(exploration: Exploration, scores: Tensor, mask: Tensor, cluster: Tensor, rows: int) -> Tensor:
-    """The group ``(K,)`` of every action, by its predicted effects in clusters of contexts.
+def grouping_of(
+    exploration: Exploration,
+    predict: Callable[[PaymentContext], Tensor],
+    context: PaymentContext,
+    mask: Tensor,
+    rows: int,
+) -> Tensor | None:
+    """The group ``(K,)`` of every action, by its predicted effects in each scheme of each country.
 
     Args:
-        exploration: says how many groups, or that the data choose.
-        scores: ``(n, K)`` predictions on some contexts; the first half makes the groups, the second chooses how many.
-        mask: ``(n, K)`` bool.
-        cluster: ``(n,)`` int64 cluster of each context.
+        exploration: says how many groups, or that the data choose; rules without groups get None.
+        predict: the oracle.
+        context: of some payments; the first half makes the groups, the second chooses how many.
+        mask: ``(n, K)`` bool, their available actions.
         rows: that the oracle has learned from.
     """
-    half = len(scores) // 2
+    if exploration.rule != "grouped_igw":
+        return None
+    context, mask = context.take(slice(0, GROUPING_ROWS)), mask[:GROUPING_ROWS]
+    scores, half = predict(context), len(mask) // 2
+    cluster = context.country * len(SCHEMES) + context.scheme
     effects = effect_vectors(scores[:half], mask[:half], cluster[:half])
     if exploration.groups is not None:
         return agglomerate(effects, min(exploration.groups, len(effects)))

@@ -29,12 +29,11 @@ from apps.payments.scenario import Arm, Scenario
 from core import files
 from core.bandits import sample_actions, sample_epsilon_slice, uniform
 from core.seeds import stream
-from simulators.payments import SCHEMES, PaymentContext, PaymentState, dense_mask
+from simulators.payments import PaymentContext, PaymentState, dense_mask
 
 BLOCK = 2**16
 """Payments that are decided at once; bounds the memory of (payments x actions), and is part of the random streams."""
 CHECKPOINT_SECONDS = 20.0
-GROUPING_ROWS = 4096
 STATE = "state.json"
 
 
@@ -213,12 +212,9 @@ class GenerationLoop:
 
     def _groups(self, rows: int) -> Tensor | None:
         """The groups of actions that the new oracle suggests, from its predictions on recent payments."""
-        if self.arm.exploration.rule != "grouped_igw":
-            return None
-        state = self.last.state.take(slice(0, GROUPING_ROWS))
+        state = self.last.state
         mask = dense_mask(state.allowed, state.forced, self.scenario.sizes.flags)
-        cluster = state.country * len(SCHEMES) + state.scheme
-        return grouping_of(self.arm.exploration, self.scores(state), mask, cluster, rows)
+        return grouping_of(self.arm.exploration, self.scores, state, mask, rows)
 
     def matured(self) -> Rows:
         """The rows of the window whose answers have arrived by the end of this generation."""

@@ -139,7 +139,9 @@ class OnlineSums:
     def result(self) -> dict[str, Any]:
         """The measures of the generation."""
         sums = {name: x.double().cpu().numpy() for name, x in self._sums.items()}
-        found: dict[str, Any] = {n: x / self._n for n, x in sums.items() if n in SERIES and n not in ("propensity_counts", "rows")}
+        found: dict[str, Any] = {
+            n: x / self._n for n, x in sums.items() if n in SERIES and n not in ("propensity_counts", "rows")
+        }
         with np.errstate(invalid="ignore"):
             found["segment_value"] = sums["segment_sum"] / sums["segment_count"]
         found |= {name: sums[name] for name in ("propensity_counts", "rows")}

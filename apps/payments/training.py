@@ -11,9 +11,6 @@ from apps.payments.exploration import Exploration, Learned, grouping_of
 from apps.payments.oracles import ImbalanceSettings, OracleNotFitted, OracleSettings, Rows, fit_oracle
 from apps.payments.policy import Policy
 from core.errors import InputError
-from simulators.payments.context import SCHEMES
-
-GROUPING_ROWS = 4096
 
 
 def train_policy(
@@ -60,12 +57,7 @@ def train_policy(
         fitted = fit_oracle(oracle, imbalance or ImbalanceSettings(), learned_from, log.sizes, seed=seed, device=device)
     except OracleNotFitted as reason:
         raise InputError(f"{log.path}: {reason}") from reason
-    groups = None
-    if exploration.rule == "grouped_igw":
-        recent = sample.take(slice(0, GROUPING_ROWS))
-        cluster = recent.context.country * len(SCHEMES) + recent.context.scheme
-        scores = fitted.predict_all(recent.context)
-        groups = grouping_of(exploration, scores, recent.mask, cluster, len(sample))
+    groups = grouping_of(exploration, fitted.predict_all, sample.context, sample.mask, len(sample))
     counts = torch.bincount(sample.action, minlength=log.actions)
     learned = Learned(len(sample), counts, groups)
     policy = Policy(policy_id or out.name, last + 1, fitted, log.sizes, exploration, learned)
