@@ -44,6 +44,12 @@ class Undecided(Exception):
     """The study does not contain what a claim compares."""
 
 
+def _defined(found: Numbers, what: str) -> Numbers:
+    if not np.isfinite(found).all():
+        raise Undecided(f"not decided here: {what} has generations without a model, or the same model in all of them")
+    return found
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Results of the arms of one scenario along ``world``.
@@ -85,8 +91,12 @@ class Evidence:
         return np.asarray(series[:, 1:], dtype=np.float64)
 
     def oscillation(self, arm: str) -> Numbers:
-        """Lag-1 autocorrelation of ``errors``, a world each."""
-        return lag_one_autocorrelation(self.errors(arm))
+        """Lag-1 autocorrelation of ``errors``, a world each.
+
+        Raises:
+            Undecided: a world has none.
+        """
+        return _defined(lag_one_autocorrelation(self.errors(arm)), arm)
 
     def value_swing(self, arm: str) -> Numbers:
         """Mean |V(g+1) - V(g)| over g >= 2, a world each."""
@@ -198,7 +208,7 @@ def _narrow_logs(evidence: Evidence) -> _Verdict:
     # Arms and generations of a world together: it is logs that are compared, whichever rule left them.
     entropy, error = series("entropy"), series("mse_uniform")
     ranks = np.array([spearmanr(a, b).statistic for a, b in zip(entropy, error, strict=True)])
-    found = t_interval(ranks)
+    found = t_interval(_defined(ranks, "a world"))
     reason = f"rank correlation {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] over the logs of a world"
     return _Verdict(found.high < 0, reason, found, 1.0, " of rank correlations, upper end below 0")
 

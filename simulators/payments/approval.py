@@ -13,8 +13,8 @@ from simulators.payments.portfolio import Portfolio
 TYPICAL_LOG_AMOUNT = 3.6
 PREPAID = 2
 BASE = 3.0
-CHUNK = 2**18
-"""Elements (payments x actions) that are worked on at once: they stay in the cache of a CPU."""
+CHUNK, CHUNK_ON_GPU = 2**18, 2**26
+"""Elements (payments x actions) that are worked on at once: what fits a core's cache, and what fills a GPU."""
 
 
 def approval(portfolio: Portfolio, context: PaymentContext, failing: Tensor, action: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def approval(portfolio: Portfolio, context: PaymentContext, failing: Tensor, act
     which = (actions & 1) + 2 * (actions >> 3 & 1) + 4 * (actions >> 4 & 1)
     bits = flag_bits(flags, base.device, base.dtype).T.contiguous()
     result = base.new_empty(len(base), 2**flags)
-    rows = max(1, CHUNK // 2**flags)
+    rows = max(1, (CHUNK if base.device.type == "cpu" else CHUNK_ON_GPU) // 2**flags)
     for start in range(0, len(base), rows):
         part = slice(start, start + rows)
         z = torch.addmm(portfolio.pair, effects[part], bits).add_(base[part, None])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import xarray as xr
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from apps.payments.evaluation.evidence import (
     CALIBRATION_BINS,
@@ -30,7 +30,7 @@ from core.bandits import LOGGED, Anytime, Bernstein, IntervalMethod, Normal, Per
 from core.errors import InputError
 from core.stats import Interval
 from core.study import Config, Context, Run
-from simulators.payments import Sizes
+from simulators.payments.context import CATEGORIES, Sizes
 
 Format = Literal["payments", "open_bandit"]
 IntervalName = Literal["normal", "bootstrap", "bernstein", "anytime"]
@@ -78,6 +78,12 @@ class Estimation(Config):
     """Levels that are kept apart: those with the most rows."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the fits and the bootstrap."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.segment is not None and self.segment not in CATEGORIES:
+            raise InputError(f"segment = {self.segment}: must be one of {', '.join(CATEGORIES)}")
+        return self
 
     @property
     def limits(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from apps.payments.log.open_bandit import csv_of
 from apps.payments.metrics import BASIS_POINTS
 from core.errors import InputError
 from core.study import Analysis, Claim, Results, Row, Run, Study
+from core.study.loading import from_options
 from simulators.payments import Sizes
 
 DECIDING = ("dr", "snips")
@@ -55,6 +56,8 @@ class EvaluationStudy(Study):
         names = [c.name for c in self.candidates]
         if len(set(names)) < len(names):
             raise InputError("policies: two have the same name")
+        if self.format == "open_bandit" and self.estimation.segment is not None:
+            raise InputError(f"segment = {self.estimation.segment}: an Open Bandit log has no such column")
         return self
 
     def runs(self) -> list[Run]:
@@ -111,7 +114,7 @@ def evaluation_of(
         actions: K of a joined log without its ``join.json``.
 
     Raises:
-        InputError: no log there, or a policy that does not exist.
+        InputError: no log there, a policy that does not exist, or two of one name.
     """
     if format == "open_bandit":
         path, sizes = csv_of(log), Sizes()
@@ -120,16 +123,17 @@ def evaluation_of(
     else:
         opened = PaymentsLog.open(log, actions)
         path, sizes = opened.path, opened.sizes
-    return EvaluationStudy(
-        study="evaluation",
-        description=f"Policies on {path}",
-        log=str(path),
-        format=format,
-        checksum=manifest.sha256(path),
-        candidates=tuple(_with_checksum(c, format) for c in candidates),
-        estimation=estimation or Estimation(),
-        sizes=sizes,
-    )
+    values = {
+        "study": "evaluation",
+        "description": f"Policies on {path}",
+        "log": str(path),
+        "format": format,
+        "checksum": manifest.sha256(path),
+        "candidates": tuple(_with_checksum(c, format) for c in candidates),
+        "estimation": estimation or Estimation(),
+        "sizes": sizes,
+    }
+    return from_options(EvaluationStudy, values, "evaluate")
 
 
 def _with_checksum(candidate: Candidate, format: Format) -> Candidate:

@@ -138,7 +138,8 @@ class Oracle(ABC, Generic[Settings]):
 
     def _chunk(self, device: torch.device) -> int:
         """Payments whose actions are predicted at once."""
-        return max(1, 2**18 // self.sizes.actions)
+        elements = 2**18 if device.type == "cpu" else 2**26  # what fits a core's cache, and what fills a GPU
+        return max(1, elements // self.sizes.actions)
 
     def predict_all(self, context: PaymentContext, dtype: torch.dtype | None = None) -> Tensor:
         """Approval probability of every action, available or not ``(n, K)``, on the context's device.
