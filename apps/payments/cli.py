@@ -237,6 +237,9 @@ def evaluate(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A setting, such as replicates=0 or cluster=merchant."),
     ] = None,
+    estimate_propensities: Annotated[
+        bool, typer.Option(help="Of a log that has none: a model of the logged policy, with which nothing is decided.")
+    ] = False,
     actions: ActionsOption = None,
     engine: Annotated[Engine, typer.Option(help="This process, or a Ray cluster (Ray Data).")] = Engine.local,
     address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.", metavar="HOST:PORT")] = None,
@@ -251,7 +254,8 @@ def evaluate(
     from apps.payments.evaluation.study import EvaluationStudy, evaluation_of
 
     candidates = [from_options(Candidate, _candidate(text), "evaluate") for text in policy or ["uniform"]]
-    given = {} if segment is None else {"segment": segment}
+    given: dict[str, Any] = {"estimate_propensities": estimate_propensities}
+    given |= {} if segment is None else {"segment": segment}
     estimation = from_options(Estimation, given, "evaluate", overrides or ())
     study = evaluation_of(log, candidates, format.value, estimation, actions)
     workers = 0 if engine is Engine.local else None

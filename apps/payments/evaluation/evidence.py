@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -117,6 +117,7 @@ class Evaluator:
         cluster: what the bootstrap draws as one.
         segment: column whose levels are evaluated by themselves, None for none.
         levels: of that column that are kept apart; the others count as one segment.
+        logging: a model of the policy that logged, for a log without propensities.
     """
 
     policies: Mapping[str, Target]
@@ -126,6 +127,7 @@ class Evaluator:
     cluster: Cluster = "row"
     segment: str | None = None
     levels: tuple[int, ...] = ()
+    logging: Target | None = None
 
     def __call__(self, rows: Logged) -> Evidence:
         """The evidence of n rows.
@@ -133,7 +135,10 @@ class Evaluator:
         Raises:
             InputError: a propensity, action or reward that cannot be.
         """
-        model = self._predictions(rows)
+        model, estimated = self._predictions(rows), None
+        if self.logging is not None:
+            estimated = self.logging.probabilities(rows.context, rows.mask)
+            rows = replace(rows, propensity=estimated.gather(1, rows.action[:, None]).squeeze(1))
         seen = {
             name: logged_rows(
                 rows.action,
@@ -142,6 +147,7 @@ class Evaluator:
                 policy.probabilities(rows.context, rows.mask),
                 model,
                 rows.mask,
+                logging_probabilities=estimated,
             )
             for name, policy in self.policies.items()
         }
@@ -224,10 +230,12 @@ class PaymentsLog:
     Attributes:
         path: of the file.
         sizes: of the portfolio that its contexts are of.
+        propensities: whether they were logged.
     """
 
     path: Path
     sizes: Sizes
+    propensities: bool = True
 
     @property
     def actions(self) -> int:
@@ -240,12 +248,13 @@ class PaymentsLog:
         return int(require("pyarrow.parquet", "payments").read_metadata(self.path).num_rows)
 
     @staticmethod
-    def open(place: Path, actions: int | None = None) -> PaymentsLog:
+    def open(place: Path, actions: int | None = None, *, propensities: bool = True) -> PaymentsLog:
         """The joined log in a file or in the folder of a join, of as many levels as its contexts have.
 
         Args:
             place: the file or the folder.
             actions: K; what ``join.json`` beside the file says if None.
+            propensities: whether they were logged.
 
         Raises:
             InputError: there is none, or its columns are not those of a joined log.
@@ -258,12 +267,17 @@ class PaymentsLog:
         pl = require("polars", "payments")
         try:
             known = pl.scan_parquet(path)
+            if propensities and "propensity" not in known.collect_schema():
+                raise InputError(
+                    f"{path}: the column propensity is missing, without which nothing can be evaluated; "
+                    "--estimate-propensities models it, and decides nothing"
+                )
             most = known.select(pl.col("issuer", "merchant", "country").max()).collect(engine="streaming").row(0)
         except pl.exceptions.PolarsError as error:
             raise InputError(f"{path}: not a joined log: {str(error).splitlines()[0]}") from error
         issuers, merchants, countries = (max(1, 1 + int(level or 0)) for level in most)
         flags = max(Sizes().flags, (actions - 1).bit_length())
-        return PaymentsLog(path, Sizes(issuers, merchants, countries, flags))
+        return PaymentsLog(path, Sizes(issuers, merchants, countries, flags), propensities)
 
     def tables(self) -> Iterator[Any]:
         """The rows as Arrow tables, a part at a time."""
@@ -276,7 +290,7 @@ class PaymentsLog:
         parts = []
         share = min(1.0, rows / max(self.rows, 1))
         limit = int((2 * share - 1) * 2**63) if share < 1 else 2**63 - 1
-        for part in logged_chunks(self.path, self.actions):
+        for part in self._chunks():
             parts.append(part.take(hashed(words(part.ids), seed) <= limit))
         if not parts:
             raise InputError(f"{self.path}: no decision in it has a reward")
@@ -294,7 +308,7 @@ class PaymentsLog:
             return self._reduce_on_ray(evaluator)
         found: Evidence | None = None
         done = 0
-        for part in logged_chunks(self.path, self.actions):
+        for part in self._chunks():
             evidence = evaluator(part)
             found = evidence if found is None else found + evidence
             done += len(part)
@@ -303,11 +317,14 @@ class PaymentsLog:
             raise InputError(f"{self.path}: no decision in it has a reward")
         return found
 
+    def _chunks(self) -> Iterator[Logged]:
+        return logged_chunks(self.path, self.actions, propensities=self.propensities)
+
     def _reduce_on_ray(self, evaluator: Callable[[Logged], Evidence]) -> Evidence:
         data = require("ray.data", "ray")
         data.DataContext.get_current().enable_progress_bars = False
         parts = data.read_parquet(str(self.path)).map_batches(
-            _part, batch_format="pyarrow", batch_size=1 << 17, fn_args=(evaluator, self.actions)
+            _part, batch_format="pyarrow", batch_size=1 << 17, fn_args=(evaluator, self.actions, self.propensities)
         )
         # Parts come in any order; sums of floats do not mind more than rounding.
         found = [row["evidence"] for row in parts.iter_rows() if row["evidence"] is not None]
@@ -316,9 +333,11 @@ class PaymentsLog:
         return reduce(lambda a, b: a + b, found)
 
 
-def _part(table: Any, evaluator: Callable[[Logged], Evidence], actions: int) -> dict[str, NDArray[Any]]:
+def _part(
+    table: Any, evaluator: Callable[[Logged], Evidence], actions: int, propensities: bool
+) -> dict[str, NDArray[Any]]:
     torch.set_num_threads(1)
-    rows = logged(table, actions)
+    rows = logged(table, actions, propensities=propensities)
     found = np.empty(1, dtype=object)
     found[0] = evaluator(rows) if len(rows) else None
     return {"evidence": found}

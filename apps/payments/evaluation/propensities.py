@@ -1,4 +1,4 @@
-"""Propensities of a log that did not record them: a model of the policy that logged, and no substitute for its record."""
+"""Propensities of a log that did not record them: a model of the logged policy, and no substitute for its record."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def fit_action_model(rows: Logged) -> ActionModel:
         optimizer.zero_grad()
         chosen = _log_probabilities(effects, pairs, features, rows.mask).gather(1, rows.action[:, None])
         total: Tensor = -chosen.sum() + 0.5 * RIDGE * (effects.square().sum() + pairs.square().sum())
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         return total
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return ActionModel(effects.detach(), pairs.detach())
 
 

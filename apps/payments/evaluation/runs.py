@@ -23,6 +23,7 @@ from apps.payments.evaluation.evidence import (
     fit_models,
     largest_levels,
 )
+from apps.payments.evaluation.propensities import fit_action_model
 from apps.payments.log.open_bandit import OpenBanditLog, read_open_bandit
 from apps.payments.oracles import FactoredSettings, Oracle, OracleNotFitted, OracleSettings
 from apps.payments.policy import Policy
@@ -76,6 +77,9 @@ class Estimation(Config):
     """Column whose levels are evaluated by themselves."""
     segments: int = Field(default=20, ge=1, le=1000)
     """Levels that are kept apart: those with the most rows."""
+    estimate_propensities: bool = False
+    """Of a log that did not record them: nothing is then decided, because what the model of the logged policy lacks
+    biases every estimate."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of the fits and the bootstrap."""
 
@@ -121,7 +125,7 @@ class EvaluateLog(Run):
         """Estimates, differences from the log's own policy and diagnostics, with what the pictures need."""
         if self.format == "open_bandit":
             return self._open_bandit()
-        log = PaymentsLog(Path(self.log), self.sizes)
+        log = PaymentsLog(Path(self.log), self.sizes, not self.estimation.estimate_propensities)
         policies = {c.name: _policy(c) for c in self.candidates}
         how, notes = self.estimation, []
         models: tuple[Oracle[Any], ...] = ()
@@ -132,6 +136,10 @@ class EvaluateLog(Run):
                 models = fit_models(sample, log.sizes, how.model, how.seed)
             except OracleNotFitted as reason:
                 notes.append(f"No reward model: {reason}; only weights are used.")
+        logging = None
+        if how.estimate_propensities:
+            context.log(message="fitting the propensities")
+            logging = fit_action_model(sample)
         levels = () if how.segment is None else largest_levels(sample, how.segment, how.segments)
         evaluator = Evaluator(
             policies,
@@ -141,6 +149,7 @@ class EvaluateLog(Run):
             how.cluster,
             how.segment,
             levels,
+            logging,
         )
         total = max(log.rows, 1)
         evidence = log.reduce(evaluator, lambda done: context.progress(done / total))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -25,6 +26,11 @@ from simulators.payments import Sizes
 DECIDING = ("dr", "snips")
 """Estimators that decide whether a policy is promoted: the first that the log allows."""
 DISCOVERY_RATE = 0.05
+ESTIMATED = (
+    "THE PROPENSITIES WERE ESTIMATED, NOT LOGGED: whatever the logged policy looked at and the model does not biases "
+    "every "
+    "number here, and no interval shows it. Nothing is decided."
+)
 
 
 class EvaluationStudy(Study):
@@ -56,6 +62,8 @@ class EvaluationStudy(Study):
         names = [c.name for c in self.candidates]
         if len(set(names)) < len(names):
             raise InputError("policies: two have the same name")
+        if self.format == "open_bandit" and self.estimation.estimate_propensities:
+            raise InputError("estimate_propensities: an Open Bandit log has its propensities")
         if self.format == "open_bandit" and self.estimation.segment is not None:
             raise InputError(f"segment = {self.estimation.segment}: an Open Bandit log has no such column")
         return self
@@ -93,6 +101,9 @@ class EvaluationStudy(Study):
             if (reason := data["reason"].sel(policy=policy).item())
         ]
         claims = [_promotion(data, policy) for policy in data["policy"].values]
+        if self.estimation.estimate_propensities:
+            notes.insert(0, ESTIMATED)
+            claims = [replace(claim, holds=None, reason=f"{ESTIMATED} {claim.reason}") for claim in claims]
         drawn = figures.of_evaluation(data, _deciding(data))
         return Analysis(_rows(data), claims, drawn, data, notes)
 
@@ -121,7 +132,8 @@ def evaluation_of(
         if not path.is_file():
             raise InputError(f"{path}: no such log")
     else:
-        opened = PaymentsLog.open(log, actions)
+        modelled = estimation is not None and estimation.estimate_propensities
+        opened = PaymentsLog.open(log, actions, propensities=not modelled)
         path, sizes = opened.path, opened.sizes
     values = {
         "study": "evaluation",

@@ -194,14 +194,23 @@ class Logged:
         return Logged(context=PaymentContext.cat([part.context for part in parts]), **columns)
 
 
-def logged(table: pa.Table, actions: int) -> Logged:
+def logged(table: pa.Table, actions: int, *, propensities: bool = True) -> Logged:
     """The matched rows of a joined table as tensors.
+
+    Args:
+        table: joined.
+        actions: K.
+        propensities: whether they were logged; NaN if not.
 
     Raises:
         InputError: a column or a value of the context is missing, or a mask has unknown actions.
     """
-    compute = require("pyarrow.compute", "payments")
+    pa, compute = require("pyarrow", "payments"), require("pyarrow.compute", "payments")
     table = table.filter(compute.is_valid(table["reward"])).combine_chunks()
+    if not propensities:
+        unknown = pa.array(np.full(len(table), np.nan))
+        others = table.drop_columns("propensity") if "propensity" in table.column_names else table
+        table = others.append_column("propensity", unknown)
     column = {
         name: torch.from_numpy(table[name].to_numpy().astype(dtype))
         for name, dtype in {
@@ -222,8 +231,14 @@ def logged(table: pa.Table, actions: int) -> Logged:
     )
 
 
-def logged_chunks(joined: Path, actions: int, rows: int = 1 << 17) -> Iterator[Logged]:
+def logged_chunks(joined: Path, actions: int, rows: int = 1 << 17, *, propensities: bool = True) -> Iterator[Logged]:
     """The rows with a reward of a joined file, a part of at most ``rows`` at a time: the file may exceed the memory.
+
+    Args:
+        joined: the file.
+        actions: K.
+        rows: of a part.
+        propensities: whether they were logged; a file may lack the column if not.
 
     Raises:
         InputError: as ``logged``, or a file that cannot be read.
@@ -234,8 +249,11 @@ def logged_chunks(joined: Path, actions: int, rows: int = 1 << 17) -> Iterator[L
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{joined}: no readable Parquet file: {error}") from error
     with file:
-        check_schema(file.schema_arrow, decision_schema(actions, found_mask_kind(file.schema_arrow)))
+        wanted = decision_schema(actions, found_mask_kind(file.schema_arrow))
+        if not propensities:
+            wanted = wanted.remove(wanted.get_field_index("propensity"))
+        check_schema(file.schema_arrow, wanted)
         for batch in file.iter_batches(rows):
-            found = logged(pa.Table.from_batches([batch]), actions)
+            found = logged(pa.Table.from_batches([batch]), actions, propensities=propensities)
             if len(found):
                 yield found
