@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 
 @dataclass(frozen=True)
@@ -22,16 +24,35 @@ class Reply:
     body: bytes = b""
 
 
-def offer(port: int, path: str, bodies: list[bytes], rate: float, connections: int = 32) -> list[Reply]:
+def offer(
+    port: int,
+    path: str,
+    bodies: list[bytes],
+    rate: float,
+    *,
+    connections: int = 32,
+    answered: Callable[[int], object] = lambda _: None,
+) -> list[Reply]:
     """Send the bodies at ``rate`` requests a second to the loopback; one reply each, in their order.
 
     A request whose server goes away has no answer; those that are due later fail at once.
+
+    Args:
+        port: of the server.
+        path: of all requests.
+        bodies: of the requests, JSON.
+        rate: requests a second.
+        connections: at most, kept open.
+        answered: called with the number of answers so far.
     """
-    return asyncio.run(_offer(port, path, bodies, rate, connections))
+    return asyncio.run(_offer(port, path, bodies, rate, connections, answered))
 
 
-async def _offer(port: int, path: str, bodies: list[bytes], rate: float, connections: int) -> list[Reply]:
+async def _offer(
+    port: int, path: str, bodies: list[bytes], rate: float, connections: int, answered: Callable[[int], object]
+) -> list[Reply]:
     replies = [Reply(float("inf"))] * len(bodies)
+    answers = count(1)
     due: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
 
     async def send() -> None:
@@ -43,6 +64,7 @@ async def _offer(port: int, path: str, bodies: list[bytes], rate: float, connect
                     reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 status, body = await _post(reader, writer, path, bodies[number])
                 replies[number] = Reply(time.perf_counter() - moment, status, body)
+                answered(next(answers))
             except (OSError, EOFError):
                 writer = None
         if writer is not None:

@@ -199,17 +199,18 @@ class Engine:
 
         def committed(done: Future[None]) -> None:
             if error := done.exception():
+                self.failure = str(error)
                 with self._lock:
                     for key in new:
                         del self._index[key], self._pending[key]
-            else:
+            elif new:
+                self.failure = None
                 for key in new:
                     del self._pending[key]
                 self.counters.add("decisions", len(new))
             # The log commits in order: what was waited for is done too.
             failures = [failed for future in waited if (failed := future.exception())]
             _finish(result, answers, error or next(iter(failures), None))
-            self.failure = str(error) if error else None
 
         if done is None:
             result.set_result(answers)
@@ -241,14 +242,14 @@ class Engine:
         result: Future[list[RewardStatus]] = Future()
 
         def committed(done: Future[None]) -> None:
-            if error := done.exception():
+            self.failure = str(error) if (error := done.exception()) else None
+            if error:
                 self._answered -= {r.decision_id for r, s in zip(rewards, statuses, strict=True) if s == "recorded"}
             else:
                 self.counters.add("rewards", len(rewards))
                 for status in get_args(RewardStatus)[1:]:
                     self.counters.add(f"{status}_rewards", statuses.count(status))
             _finish(result, statuses, error)
-            self.failure = str(error) if error else None
 
         done.add_done_callback(committed)
         return result
@@ -363,13 +364,12 @@ def fingerprints(context: PaymentContext, mask: Tensor) -> NDArray[np.int64]:
     padded = np.zeros((len(available), 8 * (len(words) - len(columns))), dtype=np.uint8)
     padded[:, : available.shape[1]] = available
     words[len(columns) :] = padded.view("<u8").T
-    # A word is mixed before it is weighted: the floats of flags differ in a few high bits only.
-    for shift in (32, 29):
+    # Each column is mixed in a way of its own before they are added up: the floats of flags differ in few bits.
+    words ^= (np.arange(len(words), dtype=np.uint64) * _FACTOR)[:, None]
+    for shift in (32, 29, 32):
         words ^= words >> np.uint64(shift)
         words *= _FACTOR
-    words ^= words >> np.uint64(32)
-    weights = np.arange(1, 2 * len(words), 2, dtype=np.uint64) * _FACTOR
-    return (words * weights[:, None]).sum(0).view(np.int64)
+    return (words ^ (words >> np.uint64(32))).sum(0).view(np.int64)
 
 
 def _finish(result: Future[Any], value: Any, error: BaseException | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from apps.payments.exploration import WEIGHED, Exploration, Falcon
 from apps.payments.oracles import FactoredSettings, ImbalanceSettings, OracleSettings
@@ -14,6 +14,13 @@ from core.study import Config
 from simulators.payments import Delay, Drift, Outage, Payments, Sizes
 
 Window = int | Literal["all"]
+RULES_WITH: dict[str, tuple[str, ...]] = {
+    "gamma": WEIGHED,
+    "epsilon": ("epsilon", "epsilon_slice"),
+    "temperature": ("softmax",),
+    "mellowness": ("igw_elim",),
+}
+"""The rules that take a number; the others are taken by all."""
 
 
 class Scenario(Config):
@@ -100,11 +107,18 @@ class Arm(Config):
         if rule == "epsilon_slice" and (mixed or (self.tune and self.tune.parameter in ("floor", "minimum"))):
             raise InputError("epsilon_slice: its coin is the only uniform share: floor and minimum must be 0")
         if self.tune is not None:
-            for value in self.tune.grid:
-                self.exploration.at(self.tune.parameter, value)
-            if self.tune.parameter == "gamma" and rule not in WEIGHED:
-                raise InputError(f"tune.parameter = gamma: {rule} has none")
+            self._check(self.tune)
         return self
+
+    def _check(self, tune: Tuning) -> None:
+        if self.exploration.rule not in RULES_WITH.get(tune.parameter, (self.exploration.rule,)):
+            raise InputError(f"tune.parameter = {tune.parameter}: {self.exploration.rule} has none")
+        for value in tune.grid:
+            try:
+                self.exploration.at(tune.parameter, value)
+            except ValidationError as error:
+                message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                raise InputError(f"tune.grid: {tune.parameter} cannot be {value:g}: {message}") from error
 
     @property
     def falcon(self) -> Falcon | None:

@@ -14,10 +14,10 @@ def lag_one_autocorrelation(series: ArrayLike) -> NDArray[np.float64]:
     Of n independent values its mean is about -1/n, so it is read against a series that cannot oscillate.
     """
     x = np.asarray(series, dtype=np.float64)
+    varies = np.ptp(x, axis=-1) > 0  # the mean of equal values may differ from them by rounding
     x = x - x.mean(-1, keepdims=True)
-    total = (x**2).sum(-1)
-    with np.errstate(invalid="ignore"):
-        found: NDArray[np.float64] = (x[..., 1:] * x[..., :-1]).sum(-1) / np.where(total > 0, total, np.nan)
+    total = np.where(varies, (x**2).sum(-1), np.nan)
+    found: NDArray[np.float64] = (x[..., 1:] * x[..., :-1]).sum(-1) / total
     return found
 
 

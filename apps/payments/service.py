@@ -31,6 +31,7 @@ ROWS = 4096
 UNKNOWN = -1
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Level = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 def _level(names: tuple[str, ...]) -> BeforeValidator:
@@ -53,17 +54,17 @@ class Payment(Row):
     """Whose payment it is."""
     transaction_id: Name
     """Unique for the tenant; asked for again it gets the same decision."""
-    issuer: int
+    issuer: Level
     """Bank of the card; a level that the policy does not know counts as unknown, as in every category."""
-    merchant: int
+    merchant: Level
     """Shop."""
-    country: int
+    country: Level
     """Of the issuer."""
-    scheme: Annotated[int, _level(SCHEMES)]
+    scheme: Annotated[Level, _level(SCHEMES)]
     """Index or name."""
-    funding: Annotated[int, _level(FUNDINGS)]
+    funding: Annotated[Level, _level(FUNDINGS)]
     """Index or name."""
-    interaction: Annotated[int, _level(INTERACTIONS)]
+    interaction: Annotated[Level, _level(INTERACTIONS)]
     """Index or name."""
     amount: float | None = Field(default=None, gt=0)
     """EUR; or give ``log_amount``."""
@@ -289,15 +290,14 @@ def _json(payment: Payment, answer: Answer) -> dict[str, Any]:
 def _first_error(error: Any) -> str:
     """The first of FastAPI's validation errors in one line: row, field, what is wrong."""
     first = error.errors()[0]
-    place = list(first["loc"][1:])
-    row = f"row {place.pop(0)}: " if place and isinstance(place[0], int) and first["type"] != "json_invalid" else ""
-    name = f"{'.'.join(map(str, place))}: " if place and first["type"] != "json_invalid" else ""
-    given = first.get("input")
+    if first["type"] == "json_invalid":
+        return f"body: no JSON ({first['ctx']['error']})"
+    row, *field = (*first["loc"][1:], None)
+    place = "body: " if row is None else f"row {row}: {'.'.join(map(str, field[:-1]))}: "
+    given = first["input"]
     value = f", is {given!r}" if isinstance(given, str | int | float) and len(str(given)) < 100 else ""
     reason = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "json_invalid":
-        return f"body: no JSON ({first.get('ctx', {}).get('error', reason)})"
-    return f"{row}{name}{reason[0].lower()}{reason[1:]}{value}"
+    return f"{place.replace(': : ', ': ')}{reason[0].lower()}{reason[1:]}{value}"
 
 
 def _socket(host: str, port: int) -> socket.socket:
