@@ -89,7 +89,7 @@ class Reward:
 class Engine:
     """Decides payments by a policy, each transaction once, and answers when the decision is in the log.
 
-    The logs lie in ``decisions`` and ``rewards`` of ``folder``; the index of all decisions in them, about 200 bytes
+    The logs lie in ``decisions`` and ``rewards`` of ``folder``; the index of all decisions in them, about 250 bytes
     each, is rebuilt at the start.
 
     Args:

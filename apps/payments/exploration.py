@@ -208,7 +208,7 @@ def grouping_of(
     """The group ``(K,)`` of every action, by its predicted effects in each scheme of each country.
 
     Args:
-        exploration: says how many groups, or that the data choose; rules without groups get None.
+        exploration: says how many groups, or that the data choose among powers of 2; rules without groups get None.
         predict: the oracle.
         context: of some payments; the first half makes the groups, the second chooses how many.
         mask: ``(n, K)`` bool, their available actions.
@@ -222,4 +222,5 @@ def grouping_of(
     effects = effect_vectors(scores[:half], mask[:half], cluster[:half])
     if exploration.groups is not None:
         return agglomerate(effects, min(exploration.groups, len(effects)))
-    return choose_grouping(effects, scores[half:], mask[half:], rows).groups
+    sizes = [2**i for i in range(len(effects).bit_length())]
+    return choose_grouping(effects, scores[half:], mask[half:], rows, sizes=sizes).groups

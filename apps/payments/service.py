@@ -292,12 +292,12 @@ def _first_error(error: Any) -> str:
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return f"body: no JSON ({first['ctx']['error']})"
-    row, *field = (*first["loc"][1:], None)
-    place = "body: " if row is None else f"row {row}: {'.'.join(map(str, field[:-1]))}: "
+    where = [str(part) for part in first["loc"][1:]]
+    place = [f"row {where[0]}", *([".".join(where[1:])] if where[1:] else [])] if where else ["body"]
     given = first["input"]
     value = f", is {given!r}" if isinstance(given, str | int | float) and len(str(given)) < 100 else ""
     reason = first["msg"].removeprefix("Value error, ")
-    return f"{place.replace(': : ', ': ')}{reason[0].lower()}{reason[1:]}{value}"
+    return f"{': '.join(place)}: {reason[0].lower()}{reason[1:]}{value}"
 
 
 def _socket(host: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import xarray as xr
@@ -14,6 +15,16 @@ from apps.payments.scenario import Arm, Scenario
 from apps.payments.table import MEASURES, rows_of
 from core.errors import InputError, require
 from core.study import Analysis, Config, Results, Row, Run, Study
+
+PACKAGES = {
+    "sklearn": ("sklearn", "payments"),
+    "lightgbm": ("lightgbm", "gbdt"),
+    "xgboost": ("xgboost", "gbdt"),
+    "vw": ("vowpalwabbit", "vw"),
+}
+"""What an oracle or its backend imports, and the extra that brings it."""
+FEWEST = 4
+"""Generations of a comparison: after the first, which is uniform, one change and its reversal."""
 
 
 class Worlds(Config):
@@ -40,6 +51,8 @@ class Comparison(Scenario):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.generations < FEWEST:
+            raise InputError(f"scenario {self.name}: generations = {self.generations}: a study needs at least {FEWEST}")
         names = [arm.name for arm in self.arms]
         if len(set(names)) < len(names):
             raise InputError(f"scenario {self.name}: two arms have the same name")
@@ -107,8 +120,9 @@ class PaymentsStudy(Study):
             MissingExtra: an oracle needs a package that is not installed.
         """
         for arm in (arm for s in self.scenarios for arm in s.arms):
-            for package in getattr(arm.oracle, "packages", ()):
-                require(package, "vw" if package == "vowpalwabbit" else "payments")
+            package = PACKAGES.get(getattr(arm.oracle, "backend", arm.oracle.kind))
+            if package is not None:
+                require(*package)
         return [play for s in self.scenarios for arm in s.arms for play in self.plays(s, arm)]
 
     def analyse(self, results: Results) -> Analysis:
@@ -124,8 +138,7 @@ class PaymentsStudy(Study):
             table += rows_of(s.name, found, tuned, s.baseline or s.arms[0].name)
             drawn += figures.of_scenario(s.name, found, tuned, s.baseline or s.arms[0].name)
             notes += _notes(s.name, found)
-            arms = xr.Variable("arm", list(found))
-            groups[f"/{s.name}"] = xr.concat(list(found.values()), arms, join="outer", combine_attrs="drop")
+            groups[f"/{s.name}"] = _along("arm", list(found), list(found.values()))
             evidence = evidence or Evidence(found, {arm.name: arm for arm in s.arms}, self.permutations)
         assert evidence is not None
         claims = decide(evidence, self.claims)
@@ -135,8 +148,14 @@ class PaymentsStudy(Study):
 def _worlds(results: Results, plays: list[Play]) -> xr.Dataset:
     """The results of an arm along ``world``."""
     parts = [results[play] for play in plays]
-    worlds = xr.Variable("world", [play.world for play in plays])
-    return xr.concat(parts, worlds, combine_attrs="drop").assign_attrs(notes=[p.attrs["notes"] for p in parts])
+    found = _along("world", [play.world for play in plays], parts)
+    return found.assign_attrs(notes=[part.attrs["notes"] for part in parts])
+
+
+def _along(dim: str, names: Sequence[object], parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """The parts side by side; the units and names of their series are kept, what says where each is from is not."""
+    plain = [part.drop_attrs(deep=False) for part in parts]
+    return xr.concat(plain, xr.Variable(dim, names), join="outer", combine_attrs="override")
 
 
 def _notes(scenario: str, found: dict[str, xr.Dataset]) -> list[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from scipy.cluster import hierarchy
@@ -137,11 +138,9 @@ def within_group_spread(scores: Tensor, mask: Tensor, groups: Tensor, target: Te
         InputError: no rows, a row without an available action, an available score that is not finite, or shapes that
             differ.
     """
-    layout = _Layout.of(groups, scores, mask)
-    values, open_slots = layout.arrange(scores), layout.available(mask)
-    high = torch.where(open_slots, values, -math.inf).amax(2)
-    low = torch.where(open_slots, values, math.inf).amin(2)
-    opened = open_slots.any(2)
+    groups = _checked_groups(groups, scores, mask)
+    high, low = (_extremes(scores, mask, groups, how) for how in ("amax", "amin"))
+    opened = group_probabilities(mask.to(scores.dtype), groups) > 0
     spread = torch.where(opened, high - low, 0).to(torch.float64)
     if not len(scores):
         raise InputError("scores: has no rows; at least 1 is needed")
@@ -169,17 +168,21 @@ def grouped_inverse_gap_weighting(scores: Tensor, mask: Tensor, groups: Tensor, 
     Raises:
         InputError: as ``inverse_gap_weighting``, or groups that do not number K.
     """
-    layout = _Layout.of(groups, scores, mask)
-    open_slots = layout.available(mask)
-    values = torch.where(open_slots, layout.arrange(scores), -math.inf)
-    best, opened = values.amax(2), open_slots.any(2)
-    over = inverse_gap_weighting(best, opened, gamma)
-    # A group without an available action is given one, of no probability, as a row needs one.
-    open_slots[:, :, 0] |= ~opened
-    values[:, :, 0] = torch.where(opened, values[:, :, 0], 0)
-    repeated = gamma.repeat_interleave(over.shape[1]) if isinstance(gamma, Tensor) and gamma.numel() > 1 else gamma
-    within = inverse_gap_weighting(values.flatten(0, 1), open_slots.flatten(0, 1), repeated).view_as(values)
-    return (within * over[:, :, None]).flatten(1)[:, layout.position]
+    groups = _checked_groups(groups, scores, mask)
+    available = group_probabilities(mask.to(scores.dtype), groups)
+    best = _extremes(scores, mask, groups, "amax")
+    over = inverse_gap_weighting(best, available > 0, gamma)
+    gaps = torch.where(mask, best[:, groups] - scores, math.inf)
+    rate = torch.as_tensor(gamma, dtype=scores.dtype, device=scores.device).reshape(-1, 1)
+    # Above 0, so that the infinite gap of a masked action always becomes probability 0.
+    within = (available[:, groups] + rate.clamp(min=torch.finfo(scores.dtype).tiny) * gaps).reciprocal()
+    others = group_probabilities(within, groups) - available.reciprocal()
+    # Of the actions without a gap, the lowest id of each group; a group without an available action has none.
+    ids = torch.arange(len(groups), device=scores.device).expand_as(mask)
+    first = _extremes(ids, gaps == 0, groups, "amin")
+    within = torch.cat([within, torch.zeros_like(within[:, :1])], dim=1)
+    within.scatter_(1, first, 1 - others)
+    return within[:, :-1] * over[:, groups]
 
 
 def group_probabilities(probabilities: Tensor, groups: Tensor) -> Tensor:
@@ -193,44 +196,21 @@ def group_probabilities(probabilities: Tensor, groups: Tensor) -> Tensor:
     return probabilities @ member
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Actions arranged by group, padded to the largest group of m actions.
+def _extremes(values: Tensor, mask: Tensor, groups: Tensor, how: Literal["amax", "amin"]) -> Tensor:
+    """Largest or smallest of the values ``(n, K)`` where ``mask``, by group, ``(n, h)``.
 
-    Attributes:
-        slots: ``(h, m)`` int64, the action in each slot.
-        filled: ``(h, m)`` bool, false in the padding.
-        position: ``(K,)`` int64, the flat slot of each action.
+    Of a group without one it is -inf or inf, and K of whole numbers.
     """
+    nothing = len(groups) if not values.is_floating_point() else -math.inf if how == "amax" else math.inf
+    found = values.new_full((len(values), int(groups.max()) + 1), nothing)
+    return found.scatter_reduce_(1, groups.expand_as(values), values.masked_fill(~mask, nothing), how)
 
-    slots: Tensor
-    filled: Tensor
-    position: Tensor
 
-    @staticmethod
-    def of(groups: Tensor, scores: Tensor, mask: Tensor) -> _Layout:
-        _check_groups(groups, scores)
-        if scores.shape != mask.shape:
-            raise InputError(f"scores {tuple(scores.shape)} and mask {tuple(mask.shape)}: must have one shape")
-        device = scores.device
-        groups = groups.to(device)
-        size = groups.bincount()
-        order = groups.argsort(stable=True)
-        rank = torch.arange(len(groups), device=device) - (size.cumsum(0) - size)[groups[order]]
-        width = int(size.max())
-        position = torch.empty_like(groups).scatter_(0, order, groups[order] * width + rank)
-        slots = torch.zeros(len(size) * width, dtype=torch.int64, device=device)
-        slots[position] = torch.arange(len(groups), device=device)
-        filled = torch.arange(width, device=device) < size[:, None]
-        return _Layout(slots.view(len(size), width), filled, position)
-
-    def arrange(self, values: Tensor) -> Tensor:
-        """``(n, K)`` to ``(n, h, m)``; the padding repeats an action."""
-        return values[:, self.slots]
-
-    def available(self, mask: Tensor) -> Tensor:
-        """``(n, K)`` to ``(n, h, m)``, false in the padding."""
-        return self.arrange(mask) & self.filled
+def _checked_groups(groups: Tensor, scores: Tensor, mask: Tensor) -> Tensor:
+    _check_groups(groups, scores)
+    if scores.shape != mask.shape:
+        raise InputError(f"scores {tuple(scores.shape)} and mask {tuple(mask.shape)}: must have one shape")
+    return groups.to(scores.device)
 
 
 def _agglomerated(effects: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:

@@ -337,7 +337,7 @@ def test_the_online_series_are_those_of_the_policy_and_the_simulators_truth():
             mean = value[part.numpy()].mean()
             assert float(at["segment_value"].sel(segment=name)) == pytest.approx(mean, abs=1e-12), name
         assert np.isnan(at["segment_value"].sel(segment="issuers after 40"))  # there are twelve
-        bins = np.searchsorted(10.0 ** np.linspace(-5, 0, 41)[1:-1], rows.propensity)
+        bins = np.searchsorted(10.0 ** np.linspace(-5, 0, 41)[1:-1], rows.propensity.numpy())
         np.testing.assert_array_equal(at["propensity_counts"], np.bincount(bins, minlength=40))
     assert data["segment"].values.tolist() == list(SEGMENTS)
     assert data["value"].attrs["units"] == "1"

@@ -1,4 +1,4 @@
-"""What a series of generations shows: by hand, of a series of period two, and the permutation test's own calibration."""
+"""What a series of generations shows: by hand, of period two, and the permutation test's own calibration."""
 
 import numpy as np
 import pytest

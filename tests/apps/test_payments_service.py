@@ -536,6 +536,6 @@ def test_a_kill_under_load_loses_doubles_and_changes_no_decision(tmp_path):
     from benchmarks.payments_service import deployed, kill_under_load
 
     policy = deployed(tmp_path / "policy", rows=1000)
-    found = kill_under_load(tmp_path / "policy", tmp_path / "log", policy, 300)
-    assert "all 300 decisions are in the log once" in found
+    found = kill_under_load(tmp_path / "policy", tmp_path / "log", policy, 100, rate=400)
+    assert "all 100 decisions are in the log once" in found
     assert " 0 propensities differ" in found
