@@ -304,7 +304,8 @@ class PaymentsLog:
             progress: told the rows that are done.
         """
         ray = sys.modules.get("ray")
-        if ray is not None and ray.is_initialized():
+        # A cluster of one core is busy with whoever asks: Ray Data would wait for it forever.
+        if ray is not None and ray.is_initialized() and ray.cluster_resources().get("CPU", 0) > 1:
             return self._reduce_on_ray(evaluator)
         found: Evidence | None = None
         done = 0
