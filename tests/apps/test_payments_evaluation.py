@@ -33,6 +33,7 @@ from apps.payments.policy import Policy
 from apps.payments.simulated_log import simulate_log
 from core.bandits import LoggedRows, PoissonBootstrap, Sums, logged_rows, sample_actions, uniform
 from core.errors import InputError
+from core.study import StudyError
 from simulators.payments import Payments, dense_mask
 from tests.apps.payments_cases import SIZES, arm, scenario
 
@@ -338,7 +339,7 @@ def test_a_policy_whose_files_do_not_belong_together_is_not_evaluated(logs, tmp_
     policy.save(tmp_path / "next")
     (tmp_path / "next" / "oracle" / "oracle.json").write_text("{}")
     study = evaluation_of(logs / "igw", [Candidate(name="next", source=str(tmp_path / "next"))], estimation=FAST)
-    with pytest.raises(Exception, match="is not the file that"):
+    with pytest.raises(StudyError, match="is not the file that"):
         study.run(tmp_path / "out", workers=0, quiet=True)
 
 
