@@ -151,6 +151,17 @@ def test_a_longer_memory_must_raise_the_autocorrelation_and_calm_the_value():
     assert decided(evidence(igw_3000_memory3=short), name).holds is False
 
 
+def test_the_first_generations_are_no_part_of_swing_and_oscillation():
+    given = evidence()
+    data = given.found["igw_3000"]
+    value, error = data["value"].values.copy(), data["mse_uniform"].values.copy()
+    value[:, :2] += 1
+    error[:, 0] += 1
+    changed = _with(given, "igw_3000", value=value, mse_uniform=error)
+    np.testing.assert_array_equal(changed.value_swing("igw_3000"), given.value_swing("igw_3000"))
+    np.testing.assert_array_equal(changed.oscillation("igw_3000"), given.oscillation("igw_3000"))
+
+
 def test_narrow_logs_teach_worse_if_ranks_of_entropy_and_error_disagree():
     name = "narrow_logs_teach_worse"
     rng = np.random.default_rng(1)

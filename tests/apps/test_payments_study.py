@@ -246,7 +246,7 @@ def test_numbers_are_tuned_on_the_tuning_worlds_alone(whole):
             for world in study.tuning.seeds:
                 alone = float(online_value(play(comparison.scenario, arm.at(setting), world, measure=False)))
                 assert float(tuned["value"].sel(setting=setting, world=world)) == pytest.approx(alone, abs=1e-15)
-        best = tuned["setting"].values[int(tuned["value"].mean("world").argmax())]
+        best = tuned["setting"].values[int(tuned["value"].mean("world").values.argmax())]
         assert float(tuned["chosen"]) == best
         # The arm was played with it, in every scored world.
         np.testing.assert_array_equal(base["tuned"].sel(arm=name), best)
