@@ -203,7 +203,8 @@ def _grouping(evidence: Evidence) -> _Verdict:
 def _narrow_logs(evidence: Evidence) -> _Verdict:
     def series(name: str) -> Numbers:
         found = [data[name].transpose("world", "generation").values for data in evidence.found.values()]
-        return np.concatenate(found, axis=1)
+        # Generation 0 is the same log in every arm: it would be counted as often as there are arms.
+        return np.concatenate([values[:, 1:] for values in found], axis=1)
 
     # Arms and generations of a world together: it is logs that are compared, whichever rule left them.
     entropy, error = series("entropy"), series("mse_uniform")

@@ -148,6 +148,8 @@ def join(
     """
     from apps.payments.log import join_log
 
+    if out.is_file():
+        raise InputError(f"--out {out}: is a file, not a folder")
     try:
         moment = None if as_of is None else datetime.fromisoformat(as_of)
     except ValueError:
@@ -189,6 +191,10 @@ def train(
     name: Annotated[str | None, typer.Option(help="Of the policy.  [default: the folder's]")] = None,
     window: Annotated[int | None, typer.Option(help="Learn from the last so many generations.", min=1)] = None,
     rows: Annotated[int, typer.Option(help="Learn from about so many rows.", min=100)] = 1_000_000,
+    hold_out: Annotated[
+        bool,
+        typer.Option("--hold-out/--all-rows", help="Leave a third of the transactions out, to judge the policy on."),
+    ] = True,
     actions: ActionsOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
@@ -211,6 +217,7 @@ def train(
         policy_id=name,
         rows=rows,
         window=window,
+        hold_out=hold_out,
         seed=seed,
         device=resolve_device(device, torch.cuda.is_available()),
     )
@@ -222,16 +229,19 @@ def train(
 def evaluate(
     log: Annotated[Path, typer.Argument(metavar="LOG", help="A joined log, or an Open Bandit campaign.")],
     policy: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
             "--policy",
             metavar="[NAME=]SOURCE",
             help="A policy's folder, or uniform; of an Open Bandit log, the log whose item frequencies are the policy. "
-            "May be repeated.  [default: uniform]",
+            "May be repeated.",
         ),
-    ] = None,
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/evaluation"),
     format: Annotated[LogFormat, typer.Option("--format", help="Of the log.")] = LogFormat.payments,
+    baseline: Annotated[
+        str, typer.Option(help="Compare with the policy of this name instead of the one that logged.")
+    ] = "logged",
     segment: Annotated[str | None, typer.Option(help="Category whose levels are evaluated by themselves.")] = None,
     overrides: Annotated[
         list[str] | None,
@@ -253,11 +263,11 @@ def evaluate(
     from apps.payments.evaluation.runs import Candidate, Estimation
     from apps.payments.evaluation.study import EvaluationStudy, evaluation_of
 
-    candidates = [from_options(Candidate, _candidate(text), "evaluate") for text in policy or ["uniform"]]
+    candidates = [from_options(Candidate, _candidate(text), "evaluate") for text in policy]
     given: dict[str, Any] = {"estimate_propensities": estimate_propensities}
     given |= {} if segment is None else {"segment": segment}
     estimation = from_options(Estimation, given, "evaluate", overrides or ())
-    study = evaluation_of(log, candidates, format.value, estimation, actions)
+    study = evaluation_of(log, candidates, format.value, estimation, actions, baseline)
     workers = 0 if engine is Engine.local else None
     summary = study.run(out, device="cpu", engine=engine, address=address, workers=workers, fresh=not resume)
     print_summary(summary, EvaluationStudy.headline)

@@ -205,8 +205,9 @@ class Engine:
                         del self._index[key], self._pending[key]
             elif new:
                 self.failure = None
-                for key in new:
-                    del self._pending[key]
+                with self._lock:
+                    for key in new:
+                        del self._pending[key]
                 self.counters.add("decisions", len(new))
             # The log commits in order: what was waited for is done too.
             failures = [failed for future in waited if (failed := future.exception())]
@@ -311,15 +312,21 @@ class Engine:
         return Answer(key, action, propensity, policy_id, generation, model_sha, moment, repeated)
 
     def _status(self, reward: Reward) -> RewardStatus:
-        packed = self._index.get(reward.decision_id)
+        status = self._in_time(reward.decision_id, reward.event_time)
+        if status == "recorded" and reward.decision_id in self._answered:
+            return "duplicate"
+        if status == "recorded":
+            self._answered.add(reward.decision_id)
+        return status
+
+    def _in_time(self, key: bytes, moment: int) -> RewardStatus:
+        """The status of a reward, other rewards apart."""
+        packed = self._index.get(key)
         if packed is None:
             return "unknown"
-        delay = reward.event_time - _PACKED.unpack(packed)[0]
+        delay = moment - _PACKED.unpack(packed)[0]
         if not 0 <= delay <= self._horizon:
             return "late" if delay > 0 else "early"
-        if reward.decision_id in self._answered:
-            return "duplicate"
-        self._answered.add(reward.decision_id)
         return "recorded"
 
     def _number(self, policy: tuple[str, int, bytes]) -> int:
@@ -349,8 +356,11 @@ class Engine:
             packed, size = records.tobytes(), _RECORD.itemsize
             for row, key in enumerate(table["decision_id"].to_pylist()):
                 self._index.setdefault(key, packed[row * size : (row + 1) * size])
-        for table in self._logs["rewards"].tables(["decision_id"]):
-            self._answered.update(table["decision_id"].to_pylist())
+        for table in self._logs["rewards"].tables(["decision_id", "event_time"]):
+            moments = table["event_time"].cast("int64").to_pylist()
+            for key, moment in zip(table["decision_id"].to_pylist(), moments, strict=True):
+                if self._in_time(key, moment) == "recorded":
+                    self._answered.add(key)
 
 
 def fingerprints(context: PaymentContext, mask: Tensor) -> NDArray[np.int64]:

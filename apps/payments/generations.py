@@ -190,18 +190,36 @@ class GenerationLoop:
             epoch = falcon.schedule().epoch(total + 1)
             if epoch == self.epoch:
                 return
-            self.epoch = epoch
-        rows = self.matured()
-        if falcon is not None and falcon.previous_epoch:
-            self.rows = []
+        rows, fresh = self.matured(), self._fresh()
         try:
             self.oracle = self.fit(rows)
         except OracleNotFitted as reason:
             self.notes.append(f"generation {self.generation}: {reason}; the model before was kept")
             return
-        examples = total if self.arm.window == "all" else self.learned.examples + len(rows)
+        if falcon is not None:
+            self.epoch = epoch
+            if falcon.previous_epoch:
+                self.rows = self._late()
+        # A row counts once, however many generations it is learned from.
+        every = self.arm.window == "all" and not (falcon is not None and falcon.previous_epoch)
+        examples = len(rows) if every else self.learned.examples + (len(rows) if falcon is not None else fresh)
         counts = torch.bincount(rows.action, minlength=self.scenario.sizes.actions)
         self.learned = Learned(examples, counts, self._groups(len(rows)))
+
+    def _end(self) -> float:
+        """Hours since the start of generation 0 when this generation ends."""
+        return (self.generation + 1) * self.scenario.duration
+
+    def _fresh(self) -> int:
+        """Rows of this generation that may teach and have their answer."""
+        return int(((self.last.arrival <= self._end()) & self.last.coin).sum())
+
+    def _late(self) -> list[LoggedGeneration]:
+        """What has no answer yet, for the next epoch."""
+        kept = LoggedGeneration.cat(self.rows)
+        late = kept.arrival > self._end()
+        tensors = {name: x[late] for name, x in kept.tensors().items()}
+        return [LoggedGeneration.of(tensors)] if bool(late.any()) else []
 
     def _trace(self) -> dict[str, float]:
         """How an oracle that never stops learning did on the rows before it learned from them."""
@@ -218,9 +236,8 @@ class GenerationLoop:
 
     def matured(self) -> Rows:
         """The rows of the window whose answers have arrived by the end of this generation."""
-        end = (self.generation + 1) * self.scenario.duration
         kept = LoggedGeneration.cat(self.rows)
-        known = (kept.arrival <= end) & kept.coin
+        known = (kept.arrival <= self._end()) & kept.coin
         weight = None
         if self.arm.weights == "inverse_propensity":
             weight = (1 / kept.propensity[known]).clamp(max=self.arm.cap)

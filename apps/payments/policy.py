@@ -24,6 +24,16 @@ from core.errors import InputError
 from simulators.payments.context import PaymentContext, Sizes
 
 NAME = "policy.json"
+KEYS = (
+    "policy_id",
+    "generation",
+    "sizes",
+    "exploration",
+    "learned",
+    "oracles",
+    "learned_from",
+    "held_out",
+)
 BLOCK = 64
 """Rows are scored in multiples of this many, the last ones repeated: libraries of linear algebra add up in another
 order for few rows than for many, and a decision must not depend on the batch that it came in."""
@@ -66,6 +76,8 @@ class Policy:
         learned: what the rule has to know of the oracle.
         dtype: of the arithmetic.
         model_sha: SHA-256 of the saved files, 32 bytes; None before ``save``.
+        learned_from: SHA-256 of the joined log that it was trained on, in hexadecimal; empty if unknown.
+        held_out: whether a fold of that log was left out, on which it can be judged.
     """
 
     policy_id: str
@@ -76,6 +88,8 @@ class Policy:
     learned: Learned = field(default_factory=Learned)
     dtype: torch.dtype = torch.float64
     model_sha: bytes | None = None
+    learned_from: str = ""
+    held_out: bool = False
 
     def __post_init__(self) -> None:
         if not self.oracles and self.rule != "uniform":
@@ -178,6 +192,8 @@ class Policy:
             "learned": {"examples": self.learned.examples}
             | {name: None if x is None else x.tolist() for name, x in learned.items()},
             "oracles": checksums,
+            "learned_from": self.learned_from,
+            "held_out": self.held_out,
         }
         files.write_json(folder / NAME, data)
         return replace(self, model_sha=bytes.fromhex(manifest.sha256(folder / NAME)))
@@ -190,7 +206,7 @@ class Policy:
             InputError: there is none, or its files are damaged or of different policies.
         """
         folder = Path(directory)
-        data = files.read_json(folder / NAME, ("policy_id", "generation", "sizes", "exploration", "learned", "oracles"))
+        data = files.read_json(folder / NAME, KEYS)
         for place, checksums in data["oracles"].items():
             for name, checksum in checksums.items():
                 path = folder / place / name
@@ -215,6 +231,8 @@ class Policy:
             Learned(learned["examples"], **known),
             dtype,
             bytes.fromhex(manifest.sha256(folder / NAME)),
+            data["learned_from"],
+            data["held_out"],
         )
 
 

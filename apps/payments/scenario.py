@@ -106,6 +106,8 @@ class Arm(Config):
         mixed = self.exploration.floor or self.exploration.minimum
         if rule == "epsilon_slice" and (mixed or (self.tune and self.tune.parameter in ("floor", "minimum"))):
             raise InputError("epsilon_slice: its coin is the only uniform share: floor and minimum must be 0")
+        if rule == "epsilon_slice" and self.weights != "none":
+            raise InputError("weights = inverse_propensity: the rows of a slice are uniform already; give none")
         if self.tune is not None:
             self._check(self.tune)
         return self

@@ -19,7 +19,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from apps.payments.engine import Answer, Conflict, Engine, Reward
 from apps.payments.log.parquet_log import Fsync
 from apps.payments.log.schema import transaction_key
-from apps.payments.policy import Policy
+from apps.payments.policy import NAME, Policy
 from core.errors import InputError, require
 from simulators.payments.context import CATEGORIES, FLAGS, FUNDINGS, INTERACTIONS, NUMERICS, SCHEMES, PaymentContext
 
@@ -231,6 +231,8 @@ def serve(
         InputError: no policy there, a log that is refused, or an address that cannot be had.
     """
     uvicorn = require("uvicorn", "payments")
+    if (log / NAME).exists():
+        raise InputError(f"{log}: is the folder of a policy; the log needs one of its own")
     listening = _socket(host, port)
     with listening:
         engine = Engine(Policy.load(policy, device), log, fsync=fsync, keep_probabilities=keep_probabilities)

@@ -12,7 +12,7 @@ import numpy as np
 from apps.payments.exploration import WEIGHED
 from apps.payments.generations import Decided, GenerationLoop
 from apps.payments.log.parquet_log import PARTITIONS, ParquetLog
-from apps.payments.log.schema import decision_schema, key_array, reward_schema, transaction_key
+from apps.payments.log.schema import BITS, decision_schema, key_array, reward_schema, transaction_key
 from apps.payments.log.tables import decision_batch, fixed_binary, instants
 from apps.payments.policy import Decisions, Policy
 from apps.payments.scenario import Arm, Scenario
@@ -122,7 +122,8 @@ def _batches(
     gap = rows.propensity.new_zeros(n)
     decisions = Decisions(rows.action, rows.propensity, decided.probabilities, gap, gamma, coin)
     when = START + (HOUR * hours).astype(np.int64)
-    made = decision_batch(policy, ids, when, [TENANT] * n, rows.state, decided.mask, decisions)
+    few = scenario.sizes.actions <= BITS
+    made = decision_batch(policy, ids, when, [TENANT] * n, rows.state, decided.mask, decisions, keep_probabilities=few)
     arrival = rows.arrival.double().cpu().numpy()
     known = np.isfinite(arrival)
     count = int(known.sum())

@@ -295,10 +295,10 @@ class Payments:
 
     def _ids(self, state: PaymentState, action: Tensor) -> tuple[Tensor, Tensor]:
         """Action ids and whether the processor gives up, checked against what is available."""
-        shape = (len(state), *(self.action_space.shape or ()))
-        if action.shape != shape:
-            raise InputError(f"action of shape {tuple(action.shape)}: must be {shape}")
-        if isinstance(self.action_space, MultiBinary):
+        flags = (len(state), *(self.action_space.shape or ()))
+        if action.shape not in ((len(state),), flags):
+            raise InputError(f"action of shape {tuple(action.shape)}: must be {flags}")
+        if action.ndim == 2:
             action = _bit_field(action)
         gave_up = (action == self.sizes.actions) & (self.retry is not None)
         outside = (action & ~(state.allowed | state.forced) != 0) | (action & state.forced != state.forced)

@@ -95,7 +95,12 @@ def test_simulate_join_train_evaluate_and_back(szilard, tmp_path):
     assert code == 0, err
     learned = int(text.split("learned from ")[1].split()[0])
     assert text.startswith(f"policy next, generation 2, learned from {learned} rows")
-    assert learned == rows.filter(pl.col("generation") == 1)["reward"].count()
+    whole = rows.filter(pl.col("generation") == 1)["reward"].count()
+    assert 0.55 * whole < learned < 0.78 * whole  # a third is held out
+    everything = ["--out", tmp_path / "everything", "--rule", "igw", "--window", 1, "--all-rows"]
+    assert f"learned from {whole} rows" in szilard("train", joined, *everything)[1]
+    code, _, err = szilard("train", joined, "--out", policy)
+    assert (code, "exists and is not empty" in err) == (2, True)
     assert Policy.load(policy).exploration.gamma == 200
 
     out = tmp_path / "evaluation"
@@ -103,12 +108,13 @@ def test_simulate_join_train_evaluate_and_back(szilard, tmp_path):
     evaluate = ["evaluate", joined, "--policy", policy, "--policy", "same=uniform", "--out", out, *fast]
     code, text, err = szilard(*evaluate)
     assert code == 0, err
-    for told in ("promote_next", "promote_same", "switch_dr", f"n = {answers}", str(out / "report.html")):
+    for told in ("promote_next", "promote_same", "switch_dr", str(out / "report.html")):
         assert told in text
     summary = json.loads((out / "summary.json").read_text())
     assert {row["scenario"] for row in summary["table"]} >= {"log", "next", "same", "next by segment"}
     logged = next(row for row in summary["table"] if row["scenario"] == "log")
-    assert logged["mean"] == pytest.approx(approved)
+    assert 0.22 * answers < logged["n"] < 0.45 * answers  # the third that the policy has not learned from
+    assert abs(logged["mean"] - approved) < 0.1
     code, text, err = szilard(*evaluate, "--require-claims")
     assert code == 1  # uniform decisions are no gain
     assert "were finished before" in err + text
@@ -167,6 +173,7 @@ def test_a_log_of_few_actions_is_evaluated(szilard, made, tmp_path):
     assert "lines are no decisions, see quarantine_lines.jsonl" in text
     assert PaymentsLog.open(tmp_path / "joined").actions == 32
     how = ["--set", "replicates=0", "--set", "model=null"]
+    how += ["--policy", "uniform"]
     code, text, err = szilard("evaluate", tmp_path / "joined", "--out", tmp_path / "out", *how)
     assert code == 0, err
     assert "uniform" in text
@@ -197,7 +204,7 @@ def test_run_report_and_estimate(szilard, tmp_path, monkeypatch):
 
 SIMULATE = ["simulate", "--out", "OUT", "--payments", "200"]
 TRAIN = ["train", "MADE/joined", "--out", "OUT"]
-EVALUATE = ["evaluate", "MADE/joined", "--out", "OUT"]
+EVALUATE = ["evaluate", "MADE/joined", "--policy", "uniform", "--out", "OUT"]
 REFUSALS = [
     ([*SIMULATE, "--rule", "magic"], "'magic' is not one of 'uniform'"),
     ([*SIMULATE, "--gamma", "-1"], "simulate: gamma = -1.0: must be at least 0"),
@@ -226,7 +233,7 @@ REFUSALS = [
     (["join", "MADE/log", "--out", "OUT", "--horizon-days", "nan"], "--horizon-days"),
     (["train", "OUT/none", "--out", "OUT"], "OUT/none: no such log; szilard payments join makes one"),
     (["train", "MADE/log", "--out", "OUT"], "no such log; szilard payments join makes one"),
-    (["train", "MADE/joined/torn", "--out", "OUT"], "join.json: no such file"),
+    (["train", "MADE/joined/torn", "--out", "OUT"], "not a joined log"),
     (["train", "MADE/joined/torn", "--out", "OUT", "--actions", "32"], "not a joined log"),
     ([*TRAIN, "--rule", "magic"], "'magic' is not one of"),
     ([*TRAIN, "--rule", "thompson_bootstrap"], "--rule thompson_bootstrap: is for simulations"),
@@ -237,8 +244,8 @@ REFUSALS = [
     ([*TRAIN, "--oracle-set", "colour=red"], "colour: unknown key; known here: kind, iterations"),
     ([*TRAIN, "--imbalance", "method=magic"], 'method = "magic": must be'),
     ([*TRAIN, "--oracle", "gbdt", "--imbalance", "method=focal"], "has no such loss"),
-    (["evaluate", "OUT/none", "--out", "OUT"], "OUT/none: no such log"),
-    (["evaluate", "MADE/joined/torn", "--out", "OUT", "--actions", "32"], "not a joined log"),
+    (["evaluate", "OUT/none", "--policy", "uniform", "--out", "OUT"], "OUT/none: no such log"),
+    (["evaluate", "MADE/joined/torn", "--policy", "uniform", "--out", "OUT", "--actions", "32"], "not a joined log"),
     ([*EVALUATE, "--policy", "OUT/none"], "--policy OUT/none: OUT/none/policy.json does not exist"),
     ([*EVALUATE, "--policy", "next="], "--policy : policy.json does not exist"),
     ([*EVALUATE, "--policy", "a b=uniform"], 'name = "a b": must match'),

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import xarray as xr
 
 from apps.payments.evaluation.evidence import (
+    HELD_OUT,
     Evaluator,
     Histograms,
     PaymentsLog,
@@ -31,6 +33,7 @@ from apps.payments.log.tables import logged_chunks
 from apps.payments.oracles import FactoredSettings, ImbalanceSettings, Rows, fit_oracle
 from apps.payments.policy import Policy
 from apps.payments.simulated_log import simulate_log
+from apps.payments.training import train_policy
 from core.bandits import LoggedRows, PoissonBootstrap, Sums, logged_rows, sample_actions, uniform
 from core.errors import InputError
 from core.study import StudyError
@@ -165,7 +168,7 @@ def test_no_row_is_predicted_by_a_model_that_has_seen_it(log, rows, policies):
 def test_the_bootstrap_draws_what_hangs_together(rows, policies):
     bootstrap, some = PoissonBootstrap(40), {"next": policies["next"]}
     target = policies["next"].probabilities(rows.context, rows.mask)
-    seen = {"next": logged_rows(rows.action, rows.reward, rows.propensity, target, None, rows.mask)}
+    seen = {"next": replace(logged_rows(rows.action, rows.reward, rows.propensity, target), missing=None)}
     for cluster, ids in (
         ("row", words(rows.ids)),
         ("day", rows.day),
@@ -210,15 +213,19 @@ def test_a_log_says_its_sizes_and_is_refused_where_it_is_none(logs, log, tmp_pat
     with pytest.raises(InputError, match="no such log; szilard payments join makes one"):
         PaymentsLog.open(tmp_path)
     (tmp_path / "joined.parquet").write_bytes(b"PAR1 torn")
-    with pytest.raises(InputError, match=r"join\.json"):
-        PaymentsLog.open(tmp_path)
     with pytest.raises(InputError, match="not a joined log"):
-        PaymentsLog.open(tmp_path, actions=32)
+        PaymentsLog.open(tmp_path)
+    shutil.copy(logs / "igw" / "joined.parquet", tmp_path / "joined.parquet")
+    with pytest.raises(InputError, match=r"no join\.json beside it says how many actions there are: give --actions"):
+        PaymentsLog.open(tmp_path)
+    with pytest.raises(InputError, match=r"--actions 16: .*join\.json says 32"):
+        PaymentsLog.open(logs / "igw", actions=16)
 
 
 @pytest.mark.parametrize(("actions", "expected"), [(1, 32), (8, 32), (32, 32), (34, 64)])
-def test_the_actions_of_a_log_are_as_many_combinations_as_hold_them(logs, actions, expected):
-    assert PaymentsLog.open(logs / "igw", actions=actions).actions == expected
+def test_the_actions_of_a_log_are_as_many_combinations_as_hold_them(logs, tmp_path, actions, expected):
+    shutil.copy(logs / "igw" / "joined.parquet", tmp_path / "alone.parquet")
+    assert PaymentsLog.open(tmp_path / "alone.parquet", actions=actions).actions == expected
 
 
 def test_a_log_without_a_reward_is_refused(logs, tmp_path):
@@ -255,7 +262,7 @@ def test_uniform_decisions_are_worth_their_own_mean_reward(logs, no_pictures, tm
     for estimator in ("ips", "clipped_ips", "snips"):
         rows = table(summary, "same", estimator)
         assert rows["value (normal)"].mean == pytest.approx(mean, abs=1e-12)
-        difference = rows["difference from the log (normal)"]
+        difference = rows["difference (normal)"]
         assert abs(difference.low) + abs(difference.high) < 1e-3  # of a basis point
     weights = table(summary, "same", "weights")
     n = 2 * PAYMENTS
@@ -562,3 +569,72 @@ def test_intervals_on_uniform_logs_cover_the_truth_as_often_as_they_say():
         interval = whole.estimate(estimator, rule)
         assert interval.high - interval.low < 0.03
         assert interval.mean == pytest.approx(truth[rule], abs=2 * (interval.high - interval.low))
+
+
+# ---- what a verdict rests on
+
+
+def trained(logs, tmp_path, **options):
+    log = PaymentsLog.open(logs / "igw")
+    settings = (Exploration(rule="greedy"), FactoredSettings())
+    return train_policy(log, tmp_path / "next", *settings, **options)
+
+
+def test_a_policy_is_judged_on_rows_that_it_did_not_learn_from(logs, rows, no_pictures, tmp_path):
+    _, learned = trained(logs, tmp_path)
+    held = int((fold_of(rows) == HELD_OUT).sum())
+    assert learned == len(rows) - held
+    summary = evaluation_of(logs / "igw", [Candidate(name="next", source=str(tmp_path / "next"))], estimation=FAST).run(
+        tmp_path / "out", workers=0, quiet=True
+    )
+    assert {row.n for row in summary.table if row.method == "dr"} == {held}
+    assert summary.claims[0].holds is not None
+
+
+def test_nothing_is_decided_about_a_policy_that_has_seen_the_log(logs, no_pictures, tmp_path):
+    trained(logs, tmp_path, hold_out=False)
+    candidates = [Candidate(name="next", source=str(tmp_path / "next")), Candidate(name="uniform")]
+    summary = evaluation_of(logs / "igw", candidates, estimation=FAST).run(tmp_path / "out", workers=0, quiet=True)
+    seen, other = summary.claims
+    assert seen.holds is None
+    assert "trained on all rows of this log" in seen.reason
+    assert other.holds is not None
+
+
+def test_a_baseline_is_paired_on_the_same_rows(logs, no_pictures, tmp_path):
+    candidates = [Candidate(name="next", source=str(logs / "igw_next")), Candidate(name="uniform")]
+    study = evaluation_of(logs / "igw", candidates, estimation=FAST, baseline="uniform")
+    summary = study.run(tmp_path, workers=0, quiet=True)
+    (claim,) = summary.claims
+    assert claim.statement.startswith("next is worth more than uniform")
+    values = {row.scenario: row.mean for row in summary.table if (row.method, row.metric) == ("dr", "value (normal)")}
+    assert claim.difference == pytest.approx(1e4 * (values["next"] - values["uniform"]))
+    with pytest.raises(InputError, match="baseline = other: must be one of logged, next, uniform"):
+        evaluation_of(logs / "igw", candidates, baseline="other")
+
+
+def test_what_the_logged_policy_never_did_is_unsupported(rows):
+    best = FirstAction().probabilities(rows.context, rows.mask)
+    action = best.argmax(1)
+    greedy = replace(rows, action=action, propensity=torch.ones(len(rows), dtype=torch.float64), pi=best)
+    known = Evaluator({"uniform": UniformTarget()}, distributions=True)(greedy).whole.diagnostics("uniform")
+    assert known.verdict == "unsupported"
+    assert known.missing_mass > 0.5
+    unknown = Evaluator({"uniform": UniformTarget()})(greedy).whole.diagnostics("uniform")
+    assert unknown.missing_mass is None
+    assert unknown.verdict == "weak"  # the mean weight gives it away
+
+
+class FirstAction:
+    """Always the first available action."""
+
+    def probabilities(self, context, mask):
+        return torch.nn.functional.one_hot(mask.int().argmax(1), mask.shape[1]).double()
+
+
+def test_dependent_rows_are_decided_by_their_clusters(logs, no_pictures, tmp_path):
+    how = FAST.model_copy(update={"cluster": "merchant", "replicates": 100})
+    summary = evaluation_of(logs / "uniform", [Candidate(name="same")], estimation=how).run(
+        tmp_path, workers=0, quiet=True
+    )
+    assert summary.claims[0].test == "95 % bootstrap interval over merchants, paired on the log"

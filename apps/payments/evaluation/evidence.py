@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from apps.payments.log import manifest
 from apps.payments.log.join import JOINED, REPORT
 from apps.payments.log.tables import Logged, logged, logged_chunks
 from apps.payments.oracles import ImbalanceSettings, Oracle, OracleSettings, Rows, fit_oracle
@@ -23,6 +25,10 @@ from core.errors import InputError, require
 from simulators.payments.context import FUNDINGS, INTERACTIONS, SCHEMES, PaymentContext, Sizes
 
 FOLDS = 3
+HELD_OUT = FOLDS - 1
+"""The fold that a policy does not learn from, so that it can be judged on it."""
+LEAST_SEGMENT = 100
+"""Rows below which a segment is not judged: the normal approximation would be none."""
 WEIGHT_EDGES = np.linspace(-3, 5, 65)
 """Of the histograms of importance weights and propensities, log10."""
 CALIBRATION_BINS = 20
@@ -98,11 +104,13 @@ class Limits:
         clip: largest weight of the clipped estimator.
         switch: weight above which the switching estimator trusts the model.
         shrink: lambda of the optimistic shrinkage.
+        max_weight: bound that no weight exceeds, without which Bernstein's interval does not exist for IPS and DR.
     """
 
     clip: float = 10.0
     switch: float = 10.0
     shrink: float = 10.0
+    max_weight: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,9 @@ class Evaluator:
         segment: column whose levels are evaluated by themselves, None for none.
         levels: of that column that are kept apart; the others count as one segment.
         logging: a model of the policy that logged, for a log without propensities.
+        distributions: whether the log has the probabilities of all actions.
+        fold: only the rows of this fold are looked at; None for all.
+        reward_range: bounds that hold for every reward.
     """
 
     policies: Mapping[str, Target]
@@ -128,6 +139,13 @@ class Evaluator:
     segment: str | None = None
     levels: tuple[int, ...] = ()
     logging: Target | None = None
+    distributions: bool = False
+    fold: int | None = None
+    reward_range: tuple[float, float] = (0.0, 1.0)
+
+    def select(self, rows: Logged) -> Logged:
+        """The rows that are looked at."""
+        return rows if self.fold is None else rows.take(fold_of(rows) == self.fold)
 
     def __call__(self, rows: Logged) -> Evidence:
         """The evidence of n rows.
@@ -135,7 +153,7 @@ class Evaluator:
         Raises:
             InputError: a propensity, action or reward that cannot be.
         """
-        model, estimated = self._predictions(rows), None
+        model, estimated = self._predictions(rows), rows.pi if self.distributions else None
         if self.logging is not None:
             estimated = self.logging.probabilities(rows.context, rows.mask)
             rows = replace(rows, propensity=estimated.gather(1, rows.action[:, None]).squeeze(1))
@@ -148,9 +166,13 @@ class Evaluator:
                 model,
                 rows.mask,
                 logging_probabilities=estimated,
+                reward_range=self.reward_range,
             )
             for name, policy in self.policies.items()
         }
+        if estimated is None:
+            # Whether the logged policy ever took an action is then unknown: the mask alone does not say it.
+            seen = {name: replace(part, missing=None) for name, part in seen.items()}
         ids = self._ids(rows)
         segments = {
             name: self._sums({policy: part.take(mask) for policy, part in seen.items()}, ids[mask])
@@ -159,8 +181,7 @@ class Evaluator:
         return Evidence(self._sums(seen, ids), segments, _histograms(seen, rows))
 
     def _sums(self, rows: Mapping[str, LoggedRows], ids: Tensor) -> Sums:
-        limits = {"clip": self.limits.clip, "switch": self.limits.switch, "shrink": self.limits.shrink}
-        return Sums.of(rows, bootstrap=self.bootstrap, ids=ids if self.bootstrap else None, **limits)
+        return Sums.of(rows, bootstrap=self.bootstrap, ids=ids if self.bootstrap else None, **vars(self.limits))
 
     def _predictions(self, rows: Logged) -> Tensor | None:
         if not self.models:
@@ -261,12 +282,13 @@ class PaymentsLog:
         """
         path = place / JOINED if place.is_dir() else place
         if not path.is_file():
-            raise InputError(f"{path}: no such log; szilard payments join makes one")
-        if actions is None:
-            actions = int(files.read_json(path.with_name(REPORT), ("actions",))["actions"])
+            raise InputError(
+                f"{path}: no such log; szilard payments join makes one, and --format open_bandit reads a campaign"
+            )
         pl = require("polars", "payments")
         try:
             known = pl.scan_parquet(path)
+            known.collect_schema()
             if propensities and "propensity" not in known.collect_schema():
                 raise InputError(
                     f"{path}: the column propensity is missing, without which nothing can be evaluated; "
@@ -274,7 +296,16 @@ class PaymentsLog:
                 )
             most = known.select(pl.col("issuer", "merchant", "country").max()).collect(engine="streaming").row(0)
         except pl.exceptions.PolarsError as error:
-            raise InputError(f"{path}: not a joined log: {str(error).splitlines()[0]}") from error
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InputError(f"{path}: not a joined log in Parquet: {line}") from error
+        report = path.with_name(REPORT)
+        said = int(files.read_json(report, ("actions",))["actions"]) if report.exists() else None
+        if actions is None and said is None:
+            raise InputError(f"{path}: no {REPORT} beside it says how many actions there are: give --actions")
+        if actions is not None and said is not None and actions != said:
+            raise InputError(f"--actions {actions}: {report} says {said}")
+        actions = said if actions is None else actions
+        assert actions is not None
         issuers, merchants, countries = (max(1, 1 + int(level or 0)) for level in most)
         flags = max(Sizes().flags, (actions - 1).bit_length())
         return PaymentsLog(path, Sizes(issuers, merchants, countries, flags), propensities)
@@ -296,7 +327,20 @@ class PaymentsLog:
             raise InputError(f"{self.path}: no decision in it has a reward")
         return Logged.cat(parts)
 
-    def reduce(self, evaluator: Callable[[Logged], Evidence], progress: Callable[[int], None]) -> Evidence:
+    @property
+    def distributions(self) -> bool:
+        """Whether every decision has the probabilities of all actions."""
+        pl = require("polars", "payments")
+        known = pl.scan_parquet(self.path)
+        if "pi" not in known.collect_schema():
+            return False
+        return known.select(pl.col("pi").null_count()).collect(engine="streaming").item() == 0
+
+    def checksum(self) -> str:
+        """SHA-256 of the file."""
+        return manifest.sha256(self.path)
+
+    def reduce(self, evaluator: Evaluator, progress: Callable[[int], None]) -> Evidence:
         """The evidence of all rows, part by part; on a Ray cluster by Ray Data, where this code runs on one.
 
         Args:
@@ -310,9 +354,12 @@ class PaymentsLog:
         found: Evidence | None = None
         done = 0
         for part in self._chunks():
+            done += len(part)
+            part = evaluator.select(part)
+            if not len(part):
+                continue
             evidence = evaluator(part)
             found = evidence if found is None else found + evidence
-            done += len(part)
             progress(done)
         if found is None:
             raise InputError(f"{self.path}: no decision in it has a reward")
@@ -321,7 +368,7 @@ class PaymentsLog:
     def _chunks(self) -> Iterator[Logged]:
         return logged_chunks(self.path, self.actions, propensities=self.propensities)
 
-    def _reduce_on_ray(self, evaluator: Callable[[Logged], Evidence]) -> Evidence:
+    def _reduce_on_ray(self, evaluator: Evaluator) -> Evidence:
         data = require("ray.data", "ray")
         data.DataContext.get_current().enable_progress_bars = False
         parts = data.read_parquet(str(self.path)).map_batches(
@@ -334,11 +381,9 @@ class PaymentsLog:
         return reduce(lambda a, b: a + b, found)
 
 
-def _part(
-    table: Any, evaluator: Callable[[Logged], Evidence], actions: int, propensities: bool
-) -> dict[str, NDArray[Any]]:
+def _part(table: Any, evaluator: Evaluator, actions: int, propensities: bool) -> dict[str, NDArray[Any]]:
     torch.set_num_threads(1)
-    rows = logged(table, actions, propensities=propensities)
+    rows = evaluator.select(logged(table, actions, propensities=propensities))
     found = np.empty(1, dtype=object)
     found[0] = evaluator(rows) if len(rows) else None
     return {"evidence": found}

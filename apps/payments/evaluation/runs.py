@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,6 +13,7 @@ from pydantic import Field, model_validator
 
 from apps.payments.evaluation.evidence import (
     CALIBRATION_BINS,
+    LEAST_SEGMENT,
     WEIGHT_EDGES,
     Cluster,
     Evaluator,
@@ -27,7 +29,17 @@ from apps.payments.evaluation.propensities import fit_action_model
 from apps.payments.log.open_bandit import OpenBanditLog, read_open_bandit
 from apps.payments.oracles import FactoredSettings, Oracle, OracleNotFitted, OracleSettings
 from apps.payments.policy import Policy
-from core.bandits import LOGGED, Anytime, Bernstein, IntervalMethod, Normal, Percentile, PoissonBootstrap, Sums
+from core.bandits import (
+    LOGGED,
+    NET_VALUE,
+    Anytime,
+    Bernstein,
+    IntervalMethod,
+    Normal,
+    Percentile,
+    PoissonBootstrap,
+    Sums,
+)
 from core.errors import InputError
 from core.stats import Interval
 from core.study import Config, Context, Run
@@ -54,6 +66,8 @@ class Candidate(Config):
     """``uniform``; or a policy's folder; or, on an Open Bandit log, the log whose item frequencies are the policy."""
     checksum: str = ""
     """Of what lies there, so that a changed policy is evaluated anew."""
+    seen: bool = False
+    """It was trained on all rows of the log: nothing is decided about it."""
 
 
 class Estimation(Config):
@@ -65,6 +79,10 @@ class Estimation(Config):
     """Weight above which ``switch_dr`` trusts the reward model."""
     shrink: float = Field(default=5.0, gt=0)
     """Lambda of ``dros``."""
+    max_weight: float | None = Field(default=None, gt=0)
+    """Bound that no weight exceeds, with which Bernstein's intervals exist for IPS and DR."""
+    net_value: bool = False
+    """Rewards are amounts, not approvals in [0, 1]; there is then no reward model."""
     replicates: int = Field(default=1000, ge=0, le=100_000)
     """Of the bootstrap; 0 does without."""
     cluster: Cluster = "row"
@@ -92,7 +110,8 @@ class Estimation(Config):
     @property
     def limits(self) -> dict[str, float]:
         """What is made of large weights."""
-        return {"clip": self.clip, "switch": self.switch, "shrink": self.shrink}
+        bound = math.inf if self.max_weight is None else self.max_weight
+        return {"clip": self.clip, "switch": self.switch, "shrink": self.shrink, "max_weight": bound}
 
     @property
     def bootstrap(self) -> PoissonBootstrap | None:
@@ -115,6 +134,10 @@ class EvaluateLog(Run):
     """How."""
     sizes: Sizes = Sizes()
     """Of the portfolio, on a payments log."""
+    fold: int | None = None
+    """Only the rows of this fold are evaluated: those that a candidate did not learn from."""
+    baseline: str = LOGGED
+    """What the policies are compared with: the policy that logged, or a candidate."""
 
     @property
     def label(self) -> str:
@@ -130,7 +153,9 @@ class EvaluateLog(Run):
         how, notes = self.estimation, []
         models: tuple[Oracle[Any], ...] = ()
         sample = log.sample(how.fit_rows, how.seed)
-        if how.model is not None:
+        if how.net_value:
+            notes.append("Rewards are amounts: there is no reward model, only weights are used.")
+        elif how.model is not None:
             context.log(message="fitting the reward model")
             try:
                 models = fit_models(sample, log.sizes, how.model, how.seed)
@@ -150,10 +175,13 @@ class EvaluateLog(Run):
             how.segment,
             levels,
             logging,
+            logging is None and log.distributions,
+            self.fold,
+            NET_VALUE if how.net_value else (0.0, 1.0),
         )
         total = max(log.rows, 1)
         evidence = log.reduce(evaluator, lambda done: context.progress(done / total))
-        return evidence_data(evidence, notes)
+        return evidence_data(evidence, notes, self.baseline)
 
     def _open_bandit(self) -> xr.Dataset:
         log = read_open_bandit(Path(self.log))
@@ -161,7 +189,7 @@ class EvaluateLog(Run):
         bootstrap = self.estimation.bootstrap
         ids = np.arange(len(log)) if bootstrap else None
         sums = Sums.of(rows, bootstrap=bootstrap, ids=ids, **self.estimation.limits)
-        found = estimates(sums)
+        found = estimates(sums, self.baseline)
         for c in self.candidates:
             if c.source != UNIFORM:
                 own = read_open_bandit(Path(c.source), log.items).click_rate
@@ -180,8 +208,8 @@ def _items(candidate: Candidate, log: OpenBanditLog) -> Any:
     return read_open_bandit(Path(candidate.source), log.items).item_frequencies()
 
 
-def estimates(sums: Sums) -> xr.Dataset:
-    """Every estimate with every interval that its assumptions allow, differences from the log, and diagnostics."""
+def estimates(sums: Sums, baseline: str = LOGGED) -> xr.Dataset:
+    """Every estimate with every interval that its assumptions allow, differences from a baseline, and diagnostics."""
     policies = list(sums.policies)
     names = list(dict.fromkeys(name for policy in policies for name in sums.estimators(policy)))
     shape = (len(policies), len(names), len(METHODS), len(ENDS))
@@ -190,10 +218,13 @@ def estimates(sums: Sums) -> xr.Dataset:
         for j, name in enumerate(names):
             for k, method in enumerate(METHODS.values()):
                 try:
-                    found, against = sums.estimate(name, policy, method), sums.difference(name, policy, LOGGED, method)
+                    value[i, j, k] = _ends(sums.estimate(name, policy, method))
+                    if policy == baseline:
+                        continue
+                    against = sums.difference(name, policy, baseline, method)
                 except InputError:  # an interval that needs a bound, or a bootstrap, that is not there
                     continue
-                value[i, j, k], gain[i, j, k] = _ends(found), _ends(against)
+                gain[i, j, k] = _ends(against)
                 p[i, j, k] = np.nan if against.p is None else against.p
     diagnosed = [sums.diagnostics(policy) for policy in policies]
     dims = ("policy", "estimator", "interval", "end")
@@ -201,7 +232,7 @@ def estimates(sums: Sums) -> xr.Dataset:
     return xr.Dataset(
         {
             "value": (dims, value, {"long_name": "value of the policy", "units": "1"}),
-            "difference": (dims, gain, {"long_name": "value less that of the logged policy", "units": "1"}),
+            "difference": (dims, gain, {"long_name": f"value less that of {baseline}", "units": "1"}),
             "p": (dims[:3], p, {"long_name": "p-value of the difference"}),
             "logged": ("end", _ends(own), {"long_name": "mean reward of the log"}),
             "mean_weight": (("policy", "end"), [_ends(d.mean_weight) for d in diagnosed]),
@@ -215,9 +246,9 @@ def estimates(sums: Sums) -> xr.Dataset:
     ).assign_attrs(rows=sums.n)
 
 
-def evidence_data(evidence: Evidence, notes: list[str]) -> xr.Dataset:
+def evidence_data(evidence: Evidence, notes: list[str], baseline: str = LOGGED) -> xr.Dataset:
     """``estimates`` of the whole log and, along ``segment``, of its parts; and the histograms."""
-    found = estimates(evidence.whole)
+    found = estimates(evidence.whole, baseline)
     histograms = evidence.histograms
     found["weight_counts"] = (
         ("policy", "weight_bin"),
@@ -228,9 +259,9 @@ def evidence_data(evidence: Evidence, notes: list[str]) -> xr.Dataset:
     found = found.assign_coords(
         weight_low=("weight_bin", WEIGHT_EDGES[:-1]), bin=(np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
     )
-    large = {name: sums for name, sums in evidence.segments.items() if sums.n >= 2}
+    large = {name: sums for name, sums in evidence.segments.items() if sums.n >= LEAST_SEGMENT}
     if large:
-        parts = [estimates(sums) for sums in large.values()]
+        parts = [estimates(sums, baseline) for sums in large.values()]
         segments = xr.concat(parts, xr.Variable("segment", list(large)), combine_attrs="drop", join="outer")
         found = found.merge(segments.rename({name: f"segment_{name}" for name in segments.data_vars}))
         found["segment_rows"] = ("segment", [sums.n for sums in large.values()])

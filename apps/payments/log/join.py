@@ -39,7 +39,7 @@ class JoinReport:
     Attributes:
         actions: K.
         horizon_days: after a decision, within which its reward counts.
-        as_of: moment up to which rewards are taken to have arrived.
+        as_of: moment that tells pending from censored decisions.
         decisions: read.
         rewards: read.
         matched: decisions with a reward.

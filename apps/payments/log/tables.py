@@ -166,6 +166,8 @@ class Logged:
         reward: ``(n,)`` float64.
         generation: ``(n,)`` int64, of the policy that decided.
         day: ``(n,)`` int64, days since 1970 of the decision.
+        coin: ``(n,)`` bool, false where an exploration slice took its best action; true of other rules.
+        pi: ``(n, K)`` probabilities of the policy that logged; NaN where they were not.
     """
 
     ids: Tensor
@@ -176,6 +178,8 @@ class Logged:
     reward: Tensor
     generation: Tensor
     day: Tensor
+    coin: Tensor
+    pi: Tensor
 
     def __len__(self) -> int:
         return len(self.action)
@@ -222,13 +226,38 @@ def logged(table: pa.Table, actions: int, *, propensities: bool = True) -> Logge
     }
     ids = np.frombuffer(b"".join(table["decision_id"].to_pylist()), dtype=np.uint8).reshape(-1, 16)
     day = table["event_time"].cast("int64").to_numpy() // US_PER_DAY
+    coin = torch.ones(len(table), dtype=torch.bool)
+    if "explore_coin" in table.column_names:
+        coin = torch.from_numpy(compute.fill_null(table["explore_coin"], True).to_numpy(zero_copy_only=False))
     return Logged(
         ids=torch.from_numpy(ids.copy()),
         context=contexts(table),
         mask=masks(table, actions),
         day=torch.from_numpy(day),
+        coin=coin,
+        pi=_distributions(table, actions),
         **column,
     )
+
+
+def _distributions(table: pa.Table, actions: int) -> Tensor:
+    """``(n, K)`` logged probabilities, NaN in the rows that have none.
+
+    Raises:
+        InputError: a distribution over another number of actions.
+    """
+    found = torch.full((len(table), actions), torch.nan, dtype=torch.float64)
+    if "pi" not in table.column_names or table["pi"].null_count == len(table):
+        return found
+    lists = table["pi"].combine_chunks()
+    known = torch.from_numpy(lists.is_valid().to_numpy(zero_copy_only=False))
+    values = torch.from_numpy(lists.flatten().to_numpy(zero_copy_only=False).astype(np.float64))
+    width, rest = divmod(values.numel(), int(known.sum()))
+    if rest or width > actions:
+        raise InputError(f"pi: is not over the {actions} actions that there are")
+    # A log of fewer actions than combinations of interventions never takes the others.
+    found[known] = torch.nn.functional.pad(values.view(-1, width), (0, actions - width))
+    return found
 
 
 def logged_chunks(joined: Path, actions: int, rows: int = 1 << 17, *, propensities: bool = True) -> Iterator[Logged]:
