@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.payments.generations import GenerationLoop
+from apps.payments.generations import BLOCK, GenerationLoop
+from apps.payments.measures import Measures
 from apps.payments.scenario import Arm, Scenario
 from apps.payments.study import Comparison, PaymentsStudy
 from core.study.engines import usable_cores
@@ -19,6 +20,8 @@ from core.study.numbers import duration
 
 PILOT = 2**14
 """Payments of the pilot's generations: enough for the cost of a row to have settled."""
+BLOCK_TABLES = 6
+"""Tables of payments x actions that a block of decisions holds at once, about."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Cost:
         scenario: its name.
         arm: its name.
         plays: worlds, those of its tuning included.
-        seconds: of one of them.
+        seconds: of one of them, on average.
         memory: bytes of its log and its block of decisions.
     """
 
@@ -43,8 +46,8 @@ class Cost:
 def cost_of(study: PaymentsStudy, device: str = "cpu", progress: Callable[[str], None] | None = None) -> list[Cost]:
     """Time and memory of every arm, from two generations of a pilot on this machine.
 
-    Deciding is linear in the payments, learning is taken to be linear in the rows: a lower bound where a regression
-    needs more than that.
+    Deciding and measuring are linear in the payments, learning is taken to be linear in the rows. Runs that several
+    arms share are counted for each.
 
     Args:
         study: what would be run.
@@ -59,18 +62,19 @@ def cost_of(study: PaymentsStudy, device: str = "cpu", progress: Callable[[str],
         for arm in comparison.arms:
             if progress is not None:
                 progress(f"{comparison.name} {arm.name}")
-            plays = study.worlds.count + (0 if arm.tune is None else len(arm.tune.grid) * study.tuning.count)
-            found.append(_pilot(comparison, arm, plays, device))
+            found.append(_pilot(study, comparison, arm, device))
     return found
 
 
-def _pilot(comparison: Comparison, arm: Arm, plays: int, device: str) -> Cost:
+def _pilot(study: PaymentsStudy, comparison: Comparison, arm: Arm, device: str) -> Cost:
+    tunings = 0 if arm.tune is None else len(arm.tune.grid) * study.tuning.count
     scenario = comparison.scenario
     n = min(PILOT, scenario.payments)
     small = Scenario(**{**scenario.model_dump(), "payments": n, "evaluation": min(scenario.evaluation, n)})
     if arm.tune is not None:
         arm = arm.at(arm.tune.grid[0])
-    loop = GenerationLoop(small, arm.model_copy(update={"window": 1}) if arm.window != "all" else arm, 0, device)
+    short = arm.model_copy(update={"window": 1}) if arm.window != "all" else arm
+    loop = GenerationLoop(small, short, 0, device, measure=False)
     loop.step()
     whole = _seconds(loop.step, device)
     rows = loop.matured()
@@ -79,10 +83,17 @@ def _pilot(comparison: Comparison, arm: Arm, plays: int, device: str) -> Cost:
     kept = range(1, scenario.generations + 1)
     windows = [g if arm.window == "all" else min(g, int(arm.window)) for g in kept]
     scale = scenario.payments / n
-    seconds = scale * (scenario.generations * deciding + sum(windows) * learning)
+    playing = scale * (scenario.generations * deciding + sum(windows) * learning)
+    measures = Measures(small, 0, loop.device)
+    measuring = _seconds(lambda: measures.of_model(loop, measures.policy(loop)), device)
+    measuring *= scenario.generations * scenario.evaluation / small.evaluation
+    # Worlds of the tuning are played without measuring their models.
+    plays = study.worlds.count + tunings
+    seconds = playing + measuring * study.worlds.count / plays
+    block = 8 * BLOCK_TABLES * min(BLOCK, scenario.payments) * scenario.sizes.actions
     bytes_a_row = sum(x.element_size() for x in loop.last.tensors().values())
     # The rows are once in the window, once more joined for the fit.
-    memory = 2 * max(windows) * scenario.payments * bytes_a_row
+    memory = 2 * max(windows) * scenario.payments * bytes_a_row + block
     return Cost(comparison.name, arm.name, plays, seconds, float(memory))
 
 

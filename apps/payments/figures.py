@@ -301,7 +301,7 @@ def sweeps(tuned: Found, palette: Palette) -> Drawing:
         chosen = float(data["chosen"])
         axes.plot(chosen, mean.sel(setting=chosen), "o", mfc="none", color="black", ms=11)
         axes.set(xscale="log", title=arm, xlabel=data.attrs["parameter"])
-        axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=8)
+        axes.set_xticks(x, [f"{value:g}" for value in x], fontsize=8, rotation=45)
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3)
     for axes in grid[len(tuned) :]:

@@ -10,6 +10,8 @@ from apps.payments.metrics import BASIS_POINTS
 from core.study import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
+BIASED = ("clipped_ips", "dm")
+"""By the clip and by the model: their intervals tell of sampling alone."""
 MARKERS = "os^Dv<>"
 
 
@@ -80,7 +82,8 @@ def estimates(data: xr.Dataset) -> Drawing:
         axes.axvline(100 * mean, color="black", lw=1, ls=":")
         axes.set(title=f"{policy} ({data['verdict'].sel(policy=policy).item()})", xlabel="value (% rewarded)")
         axes.grid(axis="x", alpha=0.3)
-    labels = [*names, "on its own log"] if any(str(name).startswith("own_rate_") for name in data) else [*names]
+    shown = [f"{name} (biased)" if name in BIASED else str(name) for name in names]
+    labels = [*shown, "on its own log"] if any(str(name).startswith("own_rate_") for name in data) else shown
     panels[0].set_yticks(range(len(labels)), labels)
     panels[0].invert_yaxis()
     return drawing

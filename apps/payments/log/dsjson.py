@@ -89,10 +89,11 @@ def join_dsjson(path: Path, out: Path, *, actions: int, strict: bool = False, ne
     """Turn a file into what ``join_rewards`` writes; lines that are refused go to ``quarantine_lines.jsonl``.
 
     Raises:
-        InputError: as ``read_dsjson`` and ``join_rewards``.
+        InputError: as ``read_dsjson`` and ``join_rewards``; or no line is a decision.
     """
     parquet = require("pyarrow.parquet", "payments")
     refused: list[tuple[int, str, str]] = []
+    found = 0
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         decisions, rewards = Path(folder) / "decisions.parquet", Path(folder) / "rewards.parquet"
@@ -104,6 +105,10 @@ def join_dsjson(path: Path, out: Path, *, actions: int, strict: bool = False, ne
                 made.write_table(chunk.decisions)
                 answered.write_table(chunk.rewards)
                 refused += chunk.refused
+                found += len(chunk.decisions)
+        if not found:
+            reason = f"line {refused[0][0]}: {refused[0][1]}" if refused else "the file is empty"
+            raise InputError(f"{path}: no line is a decision: {reason}")
         report = join_rewards(
             decisions, rewards, out, actions=actions, strict=strict, net_value=net_value, context=False
         )
