@@ -123,6 +123,5 @@ def print_cost(study: PaymentsStudy, device: str) -> None:
     workers = 1 if device == "cuda" else usable_cores()
     console.print(
         f"{study.study} on {device}: about {duration(total)} in all, {duration(total / workers)} with {workers} at "
-        f"once; "
-        "by a pilot, linear in rows."
+        "once; by a pilot, linear in rows."
     )

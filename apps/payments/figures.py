@@ -55,8 +55,7 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         Figure(
             f"{scenario}_model",
             f"{scenario}: what the log of each generation teaches: error of the model trained on it, and entropy of "
-            f"the "
-            f"policy that logged it. {worlds}.",
+            f"the policy that logged it. {worlds}.",
             lambda: generations(
                 found,
                 palette,
@@ -69,15 +68,13 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         Figure(
             f"{scenario}_phase",
             f"{scenario}: a model's error against that of the next generation's model, generations 1 and later, one "
-            f"line a "
-            "world. Points far from the diagonal on both sides are an oscillation of period two.",
+            "line a world. Points far from the diagonal on both sides are an oscillation of period two.",
             lambda: phase(found, palette),
         ),
         Figure(
             f"{scenario}_reliability",
-            f"{scenario}: predicted against observed approval on uniform decisions, models of the last generation, "
-            f"15 bins "
-            f"of equal mass, mean over {n} worlds.",
+            f"{scenario}: predicted against observed approval on uniform decisions, models of the last generation, 15 "
+            f"bins of equal mass, mean over {n} worlds.",
             lambda: reliability(found, palette),
         ),
         Figure(
@@ -88,8 +85,7 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
         Figure(
             f"{scenario}_weights",
             f"{scenario}: share of the log whose importance weight for the next policy exceeds w, last generation, "
-            f"mean over "
-            f"{n} worlds. The heavier the tail, the less an off-policy estimate is worth.",
+            f"mean over {n} worlds. The heavier the tail, the less an off-policy estimate is worth.",
             lambda: weight_tails(found, palette),
         ),
     ]
@@ -99,8 +95,7 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
             Figure(
                 f"{scenario}_segments",
                 f"{scenario}: uplift of {best} (the best arm) over {baseline} by segment, generations 1 and later. "
-                f"{worlds}; "
-                "not adjusted for the number of segments.",
+                f"{worlds}; not adjusted for the number of segments.",
                 lambda: forest(found[best], found[baseline], best, baseline),
             )
         )
@@ -109,8 +104,7 @@ def of_scenario(scenario: str, found: Found, tuned: Found, baseline: str) -> lis
             Figure(
                 f"{scenario}_tuning",
                 f"{scenario}: mean online value of every number that was tried, on the tuning worlds; the circle is "
-                f"what was "
-                "chosen.",
+                "what was chosen.",
                 lambda: sweeps(tuned, palette),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
@@ -160,8 +161,6 @@ def _along(dim: str, names: Sequence[object], parts: Sequence[xr.Dataset]) -> xr
 
 def _notes(scenario: str, found: dict[str, xr.Dataset]) -> list[str]:
     """What did not go as usual."""
-    import json
-
     told = []
     for arm, data in found.items():
         texts = data.attrs.pop("notes")

@@ -15,15 +15,12 @@ from core.stats import Interval, paired_t_test, proportion_interval, t_interval
 from core.study import Row
 
 MEASURES = (
-    "online value: true approval rate of the deployed policies, averaged over generations 1 and later (generation 0 is "
-    "uniform); uplift: its difference from the baseline arm in the same worlds; bps: basis points, 1 approval in "
-    "10,000 "
-    "payments; model error: mean over available actions of (f - P)^2 on a fixed evaluation set, P the simulator's "
-    "truth; "
-    "oscillation: lag-1 autocorrelation over generations 1 and later, about -1/G where nothing alternates; "
-    "degradation: "
-    "online value of generation 1 minus that of generation 2; AUC, log-loss and calibration are measured on uniform "
-    "decisions.",
+    "online value: true approval rate of the deployed policies, averaged over generations 1 and later (generation 0 "
+    "is uniform); uplift: its difference from the baseline arm in the same worlds; bps: basis points, 1 approval in "
+    "10,000 payments; model error: mean over available actions of (f - P)^2 on a fixed evaluation set, P the "
+    "simulator's truth; oscillation: lag-1 autocorrelation over generations 1 and later, about -1/G where nothing "
+    "alternates; degradation: online value of generation 1 minus that of generation 2; AUC, log-loss and calibration "
+    "are measured on uniform decisions.",
     "Intervals are 95 % Student intervals over worlds (Wilson's for a share of reversals, whose changes overlap). "
     "Tuned numbers were chosen on other worlds, before the worlds that are scored were played.",
     "Claims are about this simulator: they show what can happen to a processor that retrains on its own log.",

@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
+from apps.payments.evaluation.runs import discoveries
 from apps.payments.metrics import BASIS_POINTS
 from core.study import Figure
 
@@ -21,9 +22,8 @@ def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
     figures = [
         Figure(
             "estimates",
-            f"Value of each policy by every estimator with 95 % intervals by the delta method; the dotted line and "
-            f"band are "
-            f"the mean reward of the log itself. {n}.",
+            "Value of each policy by every estimator with 95 % intervals by the delta method; the dotted line and "
+            f"band are the mean reward of the log itself. {n}.",
             lambda: estimates(data),
         ),
         Figure(
@@ -53,8 +53,7 @@ def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
             Figure(
                 "segments",
                 f"Difference from the logged policy by segment ({deciding}, 95 % intervals by the delta method). "
-                f"Filled: found "
-                "at a false-discovery rate of 5 % over segments (Benjamini and Hochberg).",
+                "Filled: found at a false-discovery rate of 5 % over segments (Benjamini and Hochberg).",
                 lambda: segments(data, deciding),
             )
         )
@@ -153,8 +152,6 @@ def reward_model(data: xr.Dataset) -> Drawing:
 
 def segments(data: xr.Dataset, deciding: str) -> Drawing:
     """A row a segment, a panel a policy."""
-    from apps.payments.evaluation.study import discoveries
-
     policies, names = data["policy"].values, data["segment"].values
     drawing = Drawing(figsize=(3.6 * len(policies) + 2, 1.2 + 0.3 * len(names)), layout="constrained")
     panels = np.atleast_1d(drawing.subplots(1, len(policies), sharey=True))

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import xarray as xr
 from pydantic import Field, model_validator
+from scipy.stats import false_discovery_control
 
 from apps.payments.evaluation.evidence import (
     CALIBRATION_BINS,
@@ -55,6 +56,7 @@ METHODS: dict[str, IntervalMethod] = {
 }
 UNIFORM = "uniform"
 ENDS = ("mean", "low", "high")
+DISCOVERY_RATE = 0.05
 
 
 class Candidate(Config):
@@ -270,3 +272,10 @@ def evidence_data(evidence: Evidence, notes: list[str], baseline: str = LOGGED) 
 
 def _ends(i: Interval) -> list[float]:
     return [i.mean, i.low, i.high]
+
+
+def discoveries(at: xr.Dataset) -> np.ndarray:
+    """Which segments ``(S,)`` differ, at a false-discovery rate of 5 % over all of them."""
+    p = np.nan_to_num(at["segment_p"].values, nan=1.0)
+    found: np.ndarray = false_discovery_control(p) <= DISCOVERY_RATE
+    return found

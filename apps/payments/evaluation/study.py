@@ -10,11 +10,10 @@ from typing import ClassVar, Self
 import numpy as np
 import xarray as xr
 from pydantic import Field, model_validator
-from scipy.stats import false_discovery_control
 
 from apps.payments.evaluation import figures
 from apps.payments.evaluation.evidence import HELD_OUT, PaymentsLog
-from apps.payments.evaluation.runs import METHODS, UNIFORM, Candidate, Estimation, EvaluateLog, Format
+from apps.payments.evaluation.runs import METHODS, UNIFORM, Candidate, Estimation, EvaluateLog, Format, discoveries
 from apps.payments.log import manifest
 from apps.payments.log.open_bandit import csv_of
 from apps.payments.metrics import BASIS_POINTS
@@ -28,15 +27,13 @@ from simulators.payments import Sizes
 
 DECIDING = ("dr", "snips")
 """Estimators that decide whether a policy is promoted: the first that the log allows."""
-DISCOVERY_RATE = 0.05
 SEEN = (
     "it was trained on all rows of this log, which flatter it: nothing is decided; train it with a fold held out, or "
     "evaluate it on a later log."
 )
 ESTIMATED = (
     "THE PROPENSITIES WERE ESTIMATED, NOT LOGGED: whatever the logged policy looked at and the model does not biases "
-    "every "
-    "number here, and no interval shows it. Nothing is decided."
+    "every number here, and no interval shows it. Nothing is decided."
 )
 
 
@@ -95,19 +92,14 @@ class EvaluationStudy(Study):
         data = results[self._evaluation]
         notes = [note for note in data.attrs["notes"].split("\n") if note]
         notes += [
-            f"{data.attrs['rows']:,} rows with a reward. Intervals are at 95 %: normal by the delta method; "
-            f"bootstrap by "
-            f"percentiles of {self.estimation.replicates} Poisson replicates over {self.estimation.cluster}s; "
-            f"bernstein holds "
-            "at every sample size where weights are bounded; anytime holds however often one looks. An estimator "
-            "that has "
-            "no such interval has no row. dm and clipped_ips are biased, by the model and by the clip: their "
-            "intervals tell "
-            "of sampling alone.",
-            f"Differences are from {self.baseline}, paired on the same rows. A policy is worth promoting if the "
-            f"lower end of "
-            "that by dr (snips without a reward model) is above 0 and its weights are supported by the log (verdict "
-            "ok).",
+            f"{data.attrs['rows']:,} rows with a reward. Intervals are at 95 %: normal by the delta method; bootstrap "
+            f"by percentiles of {self.estimation.replicates} Poisson replicates over {self.estimation.cluster}s; "
+            "bernstein holds at every sample size where weights are bounded; anytime holds however often one looks. "
+            "An estimator that has no such interval has no row. dm and clipped_ips are biased, by the model and by "
+            "the clip: their intervals tell of sampling alone.",
+            f"Differences are from {self.baseline}, paired on the same rows. A policy is worth promoting if the lower "
+            "end of that by dr (snips without a reward model) is above 0 and its weights are supported by the log "
+            "(verdict ok).",
         ]
         notes += [
             f"{policy}: {data['verdict'].sel(policy=policy).item()}: {reason}"
@@ -258,10 +250,3 @@ def _segment_rows(data: xr.Dataset) -> list[Row]:
             n = int(here["segment_rows"])
             rows.append(Row(f"{policy} by segment", str(segment), label, "bps", mean, low, high, n))
     return rows
-
-
-def discoveries(at: xr.Dataset) -> np.ndarray:
-    """Which segments ``(S,)`` differ, at a false-discovery rate of 5 % over all of them."""
-    p = np.nan_to_num(at["segment_p"].values, nan=1.0)
-    found: np.ndarray = false_discovery_control(p) <= DISCOVERY_RATE
-    return found
