@@ -34,7 +34,7 @@ from core.rl import TrainingDiverged
 from core.simulation import Policy
 from core.stats import mean_interval, proportion_interval
 from core.study import StudyError, add_study_commands
-from core.study.commands import Device
+from core.study.commands import Device, SeedOption
 from core.study.loading import load_values
 from core.study.numbers import estimate
 from core.study.provenance import provenance
@@ -63,7 +63,6 @@ ParameterOption = Annotated[
     list[str] | None, typer.Option("--parameter", metavar="NAME=VALUE", help="Biological parameter; may be repeated.")
 ]
 ReplicatesOption = Annotated[int, typer.Option(help="Episodes.", min=2, max=1_000_000)]
-SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**32 - 1)]
 YearsOption = Annotated[int, typer.Option(help="Years of an episode.", min=1, max=100_000)]
 ValuesOption = Annotated[
     str | None,

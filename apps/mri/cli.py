@@ -31,7 +31,6 @@ from apps.mri.information import describe
 from apps.mri.methods import ADAPTIVE, NAMES, display
 from apps.mri.options import (
     ComplexOption,
-    DeviceOption,
     ImagesArgument,
     KindOption,
     Network,
@@ -40,7 +39,6 @@ from apps.mri.options import (
     PrecisionOption,
     PriorOption,
     Sampler,
-    SeedOption,
     SizeOption,
     folder,
     images_of,
@@ -63,7 +61,7 @@ from core.errors import InputError
 from core.rl import TrainingDiverged
 from core.seeds import stream
 from core.study import StudyError, add_study_commands
-from core.study.commands import Device
+from core.study.commands import Device, DeviceOption, SeedOption
 from core.study.loading import from_options
 from core.study.provenance import provenance
 from core.study.runner import resolve_device

@@ -11,7 +11,6 @@ import typer
 from apps.mri.entropy import SCORES, Score
 from apps.mri.images import Images
 from core.errors import InputError
-from core.study.commands import Device
 
 
 class Kind(StrEnum):
@@ -50,8 +49,6 @@ class Sampler(StrEnum):
     exact = "exact"
 
 
-SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**32 - 1)]
-DeviceOption = Annotated[Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")]
 PriorOption = Annotated[Path, typer.Option("--prior", help="Folder of a prior: of train-prior, or of diffusers.")]
 KindOption = Annotated[Kind | None, typer.Option(help="What an npy, npz, NIfTI or cfl file holds.")]
 ImagesArgument = Annotated[

@@ -115,7 +115,7 @@ def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]
             claims.append(Claim(name, statement, None, str(missing)))
             continue
         i, scale = found.interval, found.scale
-        test = f"95 % Student interval of paired differences over worlds{found.test}; p two-sided against 0, Holm"
+        test = f"95 % Student interval over worlds of {found.test}; p two-sided against 0, Holm"
         low, high = scale * i.low, scale * i.high
         claims.append(Claim(name, statement, found.holds, found.reason, scale * i.mean, low, high, i.n, i.p, test))
     tested = [place for place, claim in enumerate(claims) if claim.p is not None]
@@ -131,7 +131,7 @@ class _Verdict:
     reason: str
     interval: Interval
     scale: float = BPS
-    test: str = ""
+    test: str = "paired differences, lower end above 0"
 
 
 def _bps(i: Interval) -> str:
@@ -178,7 +178,7 @@ def _oscillates(evidence: Evidence) -> _Verdict:
         f"difference {gap.mean:.2f} [{gap.low:.2f}, {gap.high:.2f}] (IGW {own.mean():.2f}, uniform {null.mean():.2f}); "
         f"order permuted within worlds: p = {p:.4f}"
     )
-    test = f" below 0, and permutation p < {OSCILLATION_P}"
+    test = f"paired differences, upper end below 0, and permutation p < {OSCILLATION_P}"
     return _Verdict(gap.high < 0 and p < OSCILLATION_P, reason, gap, 1.0, test)
 
 
@@ -192,7 +192,8 @@ def _removed(evidence: Evidence) -> _Verdict:
         f"the autocorrelation rises by {rise.mean:.2f} [{rise.low:.2f}, {rise.high:.2f}]; the online value swings by "
         f"{BPS * swings[0].mean():.0f} bps, then by {BPS * swings[1].mean():.0f}: {_bps(calm)} less; it rises by {told}"
     )
-    return _Verdict(rise.low > 0 and calm.low > 0, reason, rise, 1.0, ", those of autocorrelation and swing above 0")
+    test = "paired differences, lower ends of autocorrelation and swing above 0"
+    return _Verdict(rise.low > 0 and calm.low > 0, reason, rise, 1.0, test)
 
 
 def _grouping(evidence: Evidence) -> _Verdict:
@@ -211,7 +212,7 @@ def _narrow_logs(evidence: Evidence) -> _Verdict:
     ranks = np.array([spearmanr(a, b).statistic for a, b in zip(entropy, error, strict=True)])
     found = t_interval(_defined(ranks, "a world"))
     reason = f"rank correlation {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] over the logs of a world"
-    return _Verdict(found.high < 0, reason, found, 1.0, " of rank correlations, upper end below 0")
+    return _Verdict(found.high < 0, reason, found, 1.0, "rank correlations, upper end below 0")
 
 
 _DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], _Verdict]]] = {

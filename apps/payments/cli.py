@@ -17,7 +17,7 @@ from apps.payments.scenario import Arm, Scenario
 from apps.payments.study import PaymentsStudy
 from core.errors import InputError
 from core.study import add_study_commands
-from core.study.commands import Device, Engine, Set
+from core.study.commands import Device, DeviceOption, Engine, SeedOption, Set
 from core.study.loading import from_options
 from core.study.runner import resolve_device
 from core.study.terminal import print_summary
@@ -74,10 +74,8 @@ JoinedArgument = Annotated[Path, typer.Argument(metavar="JOINED", help="Folder t
 ActionsOption = Annotated[
     int | None, typer.Option(help="Number of actions, where the log does not say it.", min=1, max=1024)
 ]
-SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**31 - 1)]
 RuleOption = Annotated[RuleName, typer.Option("--rule", help="Rule of exploration.")]
 OracleOption = Annotated[OracleName, typer.Option("--oracle", help="Regression.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")]
 GammaOption = Annotated[float | None, typer.Option(help="Of the IGW rules.  [default: 1000]")]
 EpsilonOption = Annotated[float | None, typer.Option(help="Of the epsilon rules.  [default: 0.05]")]
 FloorOption = Annotated[float | None, typer.Option(help="Share of uniform decisions mixed into any rule.")]

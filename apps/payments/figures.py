@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
-from apps.payments.measures import PROPENSITY_EDGES, SEGMENTS, WEIGHT_EDGES
-from apps.payments.metrics import BASIS_POINTS
+from apps.payments.measures import SEGMENTS
+from apps.payments.metrics import BASIS_POINTS, PROPENSITY_EDGES, WEIGHT_EDGES
 from core.stats import paired_t_test, t_interval
 from core.study import Figure
 

@@ -170,7 +170,8 @@ class GenerationLoop:
         probabilities = self.policy(state, mask)
         if self.arm.exploration.rule == "epsilon_slice" and self.oracle:
             epsilon, coins = self.arm.exploration.epsilon, luck("coin")
-            drawn = sample_epsilon_slice(self.scores(state), mask, epsilon, coins, luck("action"))
+            # The best action has the largest probability too: the payments need not be scored twice.
+            drawn = sample_epsilon_slice(probabilities, mask, epsilon, coins, luck("action"))
             action, propensity, coin = drawn.action, drawn.propensity, drawn.explored
         else:
             choice = sample_actions(probabilities, mask, luck("action"))

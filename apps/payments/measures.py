@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from apps.payments import metrics
+from apps.payments.metrics import PROPENSITY_EDGES, WEIGHT_EDGES
 from apps.payments.scenario import Scenario
 from core.bandits import feature_coverage, policy_coverage, sample_actions, uniform
 from core.seeds import stream
@@ -29,10 +30,6 @@ SEGMENTS = (
     *(f"issuers {low + 1}-{high}" if high else f"issuers after {low}" for low, high in RANKS),
 )
 """Parts of the stream that mean the same in every world; issuers by popularity."""
-PROPENSITY_EDGES = np.linspace(-5, 0, 41)
-"""Of the histogram of logged propensities, log10."""
-WEIGHT_EDGES = np.linspace(-3, 5, 65)
-"""Of the histogram of importance weights, log10."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -18,6 +19,10 @@ Values: TypeAlias = Tensor | ArrayLike
 BINS = 15
 """Bins of equal mass of a reliability diagram."""
 BASIS_POINTS = 10_000
+PROPENSITY_EDGES = np.linspace(-5, 0, 41)
+"""Of histograms of logged propensities, log10."""
+WEIGHT_EDGES = np.linspace(-3, 5, 65)
+"""Of histograms of importance weights, log10."""
 
 
 @dataclass(frozen=True)

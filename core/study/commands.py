@@ -28,6 +28,8 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+SeedOption = Annotated[int, typer.Option(help="Of the random numbers.", min=0, max=2**32 - 1)]
+DeviceOption = Annotated[Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the config; may be repeated."),
@@ -47,9 +49,7 @@ def add_study_commands(app: typer.Typer, study: type[Study]) -> None:
         config: Annotated[str, config],
         out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: runs/<study>]")] = None,
         overrides: Set = None,
-        device: Annotated[
-            Device, typer.Option(help="Where tensors live; auto takes a GPU if there is one.")
-        ] = Device.auto,
+        device: DeviceOption = Device.auto,
         engine: Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")] = Engine.local,
         address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.", metavar="HOST:PORT")] = None,
         workers: Annotated[

@@ -638,3 +638,8 @@ def test_dependent_rows_are_decided_by_their_clusters(logs, no_pictures, tmp_pat
         tmp_path, workers=0, quiet=True
     )
     assert summary.claims[0].test == "95 % bootstrap interval over merchants, paired on the log"
+
+
+def test_clusters_are_refused_without_the_bootstrap_that_draws_them():
+    with pytest.raises(ValueError, match="cluster = day: is drawn by the bootstrap: replicates must be at least 2"):
+        Estimation(cluster="day", replicates=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,9 +17,10 @@ from torch import Tensor
 from apps.payments.log import manifest
 from apps.payments.log.join import JOINED, REPORT
 from apps.payments.log.tables import Logged, logged, logged_chunks
+from apps.payments.metrics import PROPENSITY_EDGES, WEIGHT_EDGES
 from apps.payments.oracles import ImbalanceSettings, Oracle, OracleSettings, Rows, fit_oracle
 from core import files
-from core.bandits import LoggedRows, PoissonBootstrap, Sums, folds_of, hashed, logged_rows, uniform
+from core.bandits import Limits, LoggedRows, PoissonBootstrap, Sums, folds_of, hashed, logged_rows, uniform
 from core.errors import InputError, require
 from simulators.payments.context import FUNDINGS, INTERACTIONS, SCHEMES, PaymentContext, Sizes
 
@@ -29,8 +29,6 @@ HELD_OUT = FOLDS - 1
 """The fold that a policy does not learn from, so that it can be judged on it."""
 LEAST_SEGMENT = 100
 """Rows below which a segment is not judged: the normal approximation would be none."""
-WEIGHT_EDGES = np.linspace(-3, 5, 65)
-"""Of the histograms of importance weights and propensities, log10."""
 CALIBRATION_BINS = 20
 """Of the reward model's reliability, of equal width in the predicted probability."""
 NAMES = {"scheme": SCHEMES, "funding": FUNDINGS, "interaction": INTERACTIONS}
@@ -94,23 +92,6 @@ class Evidence:
         for name, sums in other.segments.items():
             segments[name] = segments[name] + sums if name in segments else sums
         return Evidence(self.whole + other.whole, segments, self.histograms + other.histograms)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What is made of large weights; see ``core.bandits.Sums``.
-
-    Attributes:
-        clip: largest weight of the clipped estimator.
-        switch: weight above which the switching estimator trusts the model.
-        shrink: lambda of the optimistic shrinkage.
-        max_weight: bound that no weight exceeds, without which Bernstein's interval does not exist for IPS and DR.
-    """
-
-    clip: float = 10.0
-    switch: float = 10.0
-    shrink: float = 10.0
-    max_weight: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -229,19 +210,18 @@ def fold_of(rows: Logged) -> Tensor:
 
 
 def _histograms(seen: Mapping[str, LoggedRows], rows: Logged) -> Histograms:
-    def counts(values: Tensor) -> NDArray[np.float64]:
-        tiny = 10.0 ** WEIGHT_EDGES[0]
-        inside = np.log10(values.numpy().clip(tiny, 10.0 ** WEIGHT_EDGES[-1]))
-        return np.histogram(inside, WEIGHT_EDGES)[0].astype(np.float64)
+    def counts(values: Tensor, edges: NDArray[np.float64]) -> NDArray[np.float64]:
+        inside = np.log10(values.numpy().clip(10.0 ** edges[0], 10.0 ** edges[-1]))
+        return np.histogram(inside, edges)[0].astype(np.float64)
 
-    weights = {name: counts(part.target / part.propensity) for name, part in seen.items()}
+    weights = {name: counts(part.target / part.propensity, WEIGHT_EDGES) for name, part in seen.items()}
     predicted = next(iter(seen.values())).q_logged
     calibration = np.zeros((3, CALIBRATION_BINS))
     if predicted is not None:
         cell = (predicted * CALIBRATION_BINS).long().clamp_(0, CALIBRATION_BINS - 1)
         columns = (torch.ones_like(predicted), predicted, rows.reward)
         calibration = torch.stack([torch.bincount(cell, x, CALIBRATION_BINS) for x in columns]).numpy()
-    return Histograms(weights, counts(rows.propensity), calibration)
+    return Histograms(weights, counts(rows.propensity, PROPENSITY_EDGES), calibration)
 
 
 @dataclass(frozen=True)
@@ -288,7 +268,6 @@ class PaymentsLog:
         pl = require("polars", "payments")
         try:
             known = pl.scan_parquet(path)
-            known.collect_schema()
             if propensities and "propensity" not in known.collect_schema():
                 raise InputError(
                     f"{path}: the column propensity is missing, without which nothing can be evaluated; "

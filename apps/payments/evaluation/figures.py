@@ -7,7 +7,7 @@ import xarray as xr
 from matplotlib.figure import Figure as Drawing
 
 from apps.payments.evaluation.runs import discoveries
-from apps.payments.metrics import BASIS_POINTS
+from apps.payments.metrics import BASIS_POINTS, PROPENSITY_EDGES, WEIGHT_EDGES
 from core.study import Figure
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
@@ -16,8 +16,8 @@ BIASED = ("clipped_ips", "dm")
 MARKERS = "os^Dv<>"
 
 
-def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
-    """Every picture that the data allow."""
+def of_evaluation(data: xr.Dataset, deciding: str, method: str) -> list[Figure]:
+    """Every picture that the data allow; the estimator and interval that decide are named."""
     n = f"{int(data.attrs['rows']):,} rows"
     figures = [
         Figure(
@@ -54,7 +54,7 @@ def of_evaluation(data: xr.Dataset, deciding: str) -> list[Figure]:
                 "segments",
                 f"Difference from the logged policy by segment ({deciding}, 95 % intervals by the delta method). "
                 "Filled: found at a false-discovery rate of 5 % over segments (Benjamini and Hochberg).",
-                lambda: segments(data, deciding),
+                lambda: segments(data, deciding, method),
             )
         )
     return figures
@@ -116,9 +116,7 @@ def weights(data: xr.Dataset) -> Drawing:
     """Tails of the weights, and the propensities."""
     drawing = Drawing(figsize=(9.5, 4), layout="constrained")
     left, right = drawing.subplots(1, 2)
-    edges = 10.0 ** np.append(
-        data["weight_low"].values, 2 * data["weight_low"].values[-1] - data["weight_low"].values[-2]
-    )
+    edges = 10.0**WEIGHT_EDGES
     for policy, colour in zip(data["policy"].values, _cycle(COLOURS), strict=False):
         counts = data["weight_counts"].sel(policy=policy).values
         above = counts[::-1].cumsum()[::-1] / counts.sum()
@@ -126,9 +124,9 @@ def weights(data: xr.Dataset) -> Drawing:
     left.set(xscale="log", yscale="log", xlabel="importance weight w", ylabel="share of the log above w")
     left.legend(frameon=False, fontsize=9)
     counts = data["propensity_counts"].values
-    right.stairs(100 * counts / counts.sum(), edges, color="#7f7f7f", fill=True)
+    right.stairs(100 * counts / counts.sum(), 10.0**PROPENSITY_EDGES, color="#7f7f7f", fill=True)
     right.set(xscale="log", xlabel="propensity of the logged action", ylabel="share of the log (%)")
-    shown = edges[:-1][counts > 0]
+    shown = 10.0 ** PROPENSITY_EDGES[:-1][counts > 0]
     right.set_xlim(shown.min() / 2, 1.5)
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -150,13 +148,13 @@ def reward_model(data: xr.Dataset) -> Drawing:
     return drawing
 
 
-def segments(data: xr.Dataset, deciding: str) -> Drawing:
+def segments(data: xr.Dataset, deciding: str, method: str) -> Drawing:
     """A row a segment, a panel a policy."""
     policies, names = data["policy"].values, data["segment"].values
     drawing = Drawing(figsize=(3.6 * len(policies) + 2, 1.2 + 0.3 * len(names)), layout="constrained")
     panels = np.atleast_1d(drawing.subplots(1, len(policies), sharey=True))
     for axes, policy, colour in zip(panels, policies, _cycle(COLOURS), strict=False):
-        at = data.sel(policy=policy, estimator=deciding, interval="normal")
+        at = data.sel(policy=policy, estimator=deciding, interval=method)
         found = discoveries(at)
         for row in range(len(names)):
             middle, low, high = BASIS_POINTS * at["segment_difference"].isel(segment=row).values

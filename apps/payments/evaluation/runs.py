@@ -15,11 +15,9 @@ from scipy.stats import false_discovery_control
 from apps.payments.evaluation.evidence import (
     CALIBRATION_BINS,
     LEAST_SEGMENT,
-    WEIGHT_EDGES,
     Cluster,
     Evaluator,
     Evidence,
-    Limits,
     PaymentsLog,
     Target,
     UniformTarget,
@@ -36,6 +34,7 @@ from core.bandits import (
     Anytime,
     Bernstein,
     IntervalMethod,
+    Limits,
     Normal,
     Percentile,
     PoissonBootstrap,
@@ -105,15 +104,21 @@ class Estimation(Config):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        if self.cluster != "row" and self.bootstrap is None:
+            raise InputError(f"cluster = {self.cluster}: is drawn by the bootstrap: replicates must be at least 2")
         if self.segment is not None and self.segment not in CATEGORIES:
             raise InputError(f"segment = {self.segment}: must be one of {', '.join(CATEGORIES)}")
         return self
 
     @property
-    def limits(self) -> dict[str, float]:
+    def limits(self) -> Limits:
         """What is made of large weights."""
-        bound = math.inf if self.max_weight is None else self.max_weight
-        return {"clip": self.clip, "switch": self.switch, "shrink": self.shrink, "max_weight": bound}
+        return Limits(self.clip, self.switch, self.shrink, math.inf if self.max_weight is None else self.max_weight)
+
+    @property
+    def deciding(self) -> IntervalName:
+        """The interval that decides: over rows by the delta method, over clusters by the bootstrap that draws them."""
+        return "normal" if self.cluster == "row" else "bootstrap"
 
     @property
     def bootstrap(self) -> PoissonBootstrap | None:
@@ -171,7 +176,7 @@ class EvaluateLog(Run):
         evaluator = Evaluator(
             policies,
             models,
-            Limits(**how.limits),
+            how.limits,
             how.bootstrap,
             how.cluster,
             how.segment,
@@ -190,7 +195,7 @@ class EvaluateLog(Run):
         rows = {c.name: log.rows(_items(c, log)) for c in self.candidates}
         bootstrap = self.estimation.bootstrap
         ids = np.arange(len(log)) if bootstrap else None
-        sums = Sums.of(rows, bootstrap=bootstrap, ids=ids, **self.estimation.limits)
+        sums = Sums.of(rows, bootstrap=bootstrap, ids=ids, **vars(self.estimation.limits))
         found = estimates(sums, self.baseline)
         for c in self.candidates:
             if c.source != UNIFORM:
@@ -256,11 +261,9 @@ def evidence_data(evidence: Evidence, notes: list[str], baseline: str = LOGGED) 
         ("policy", "weight_bin"),
         np.stack([histograms.weights[p] for p in evidence.whole.policies]),
     )
-    found["propensity_counts"] = ("weight_bin", histograms.propensities)
+    found["propensity_counts"] = ("propensity_bin", histograms.propensities)
     found["calibration"] = (("sum", "bin"), histograms.calibration)
-    found = found.assign_coords(
-        weight_low=("weight_bin", WEIGHT_EDGES[:-1]), bin=(np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS
-    )
+    found = found.assign_coords(bin=(np.arange(CALIBRATION_BINS) + 0.5) / CALIBRATION_BINS)
     large = {name: sums for name, sums in evidence.segments.items() if sums.n >= LEAST_SEGMENT}
     if large:
         parts = [estimates(sums, baseline) for sums in large.values()]

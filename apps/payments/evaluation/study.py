@@ -116,13 +116,14 @@ class EvaluationStudy(Study):
         if self.estimation.estimate_propensities:
             notes.insert(0, ESTIMATED)
             claims = [replace(claim, holds=None, reason=f"{ESTIMATED} {claim.reason}") for claim in claims]
-        drawn = figures.of_evaluation(data, _deciding(data))
-        return Analysis(_rows(data), claims, drawn, data, notes)
+        method = self.estimation.deciding
+        drawn = figures.of_evaluation(data, _deciding(data), method)
+        return Analysis(_rows(data) + _segment_rows(data, method), claims, drawn, data, notes)
 
     def _promotion(self, data: xr.Dataset, candidate: Candidate) -> Claim:
         """Whether a policy is worth more than the baseline, decided by the interval that fits the rows."""
         name, policy = _deciding(data), candidate.name
-        method = "normal" if self.estimation.cluster == "row" else "bootstrap"
+        method = self.estimation.deciding
         at = data.sel(policy=policy, estimator=name, interval=method)
         mean, low, high = (float(BASIS_POINTS * x) for x in at["difference"].values)
         verdict = at["verdict"].item()
@@ -232,16 +233,16 @@ def _rows(data: xr.Dataset) -> list[Row]:
         if f"own_rate_{policy}" in data:
             mean, low, high = (float(x) for x in data[f"own_rate_{policy}"].values)
             rows.append(Row(policy, "on its own log", "value (Wilson)", "share", mean, low, high))
-    return rows + _segment_rows(data)
+    return rows
 
 
-def _segment_rows(data: xr.Dataset) -> list[Row]:
+def _segment_rows(data: xr.Dataset, method: str) -> list[Row]:
     """Differences by segment; p-values adjusted over segments by Benjamini and Hochberg decide what is called found."""
     if "segment" not in data.dims:
         return []
     rows = []
     for policy in data["policy"].values:
-        at = data.sel(policy=policy, estimator=_deciding(data), interval="normal")
+        at = data.sel(policy=policy, estimator=_deciding(data), interval=method)
         found = discoveries(at)
         for segment, star in zip(data["segment"].values, found, strict=True):
             here = at.sel(segment=segment)
