@@ -52,7 +52,7 @@ def of_evaluation(data: xr.Dataset, deciding: str, method: str) -> list[Figure]:
         figures.append(
             Figure(
                 "segments",
-                f"Difference from the logged policy by segment ({deciding}, 95 % intervals by the delta method). "
+                f"Difference by segment from what the claims compare with ({deciding}, 95 % {method} intervals). "
                 "Filled: found at a false-discovery rate of 5 % over segments (Benjamini and Hochberg).",
                 lambda: segments(data, deciding, method),
             )
@@ -162,7 +162,7 @@ def segments(data: xr.Dataset, deciding: str, method: str) -> Drawing:
             ends = [[middle - low], [high - middle]]
             axes.errorbar(middle, row, xerr=ends, fmt="o", color=colour, mfc=fill, capsize=3, ms=5)
         axes.axvline(0, color="black", lw=0.8)
-        axes.set(title=policy, xlabel="difference from the log (bps)")
+        axes.set(title=policy, xlabel="difference (bps)")
         axes.grid(axis="x", alpha=0.3)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
