@@ -1,0 +1,85 @@
+"""The doubly periodic grid and its Fourier transforms."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from core.errors import InputError
+
+SMALLEST = 8
+
+
+class Grid:
+    """N x N points of the box [0, 2 pi)^2, with x on axis -2 and y on axis -1.
+
+    Spectra are unnormalised ``rfft2``, ``(..., N, N/2+1)``. The modes of the Nyquist wavenumber N/2, whose odd
+    derivatives are not defined, are never carried: ``resolved`` leaves them out.
+
+    Attributes:
+        n: points on each side.
+        spacing: 2 pi / N, the width D of the closures.
+        x: ``(N,)`` coordinates along either side.
+        kx: ``(N, 1)`` wavenumbers.
+        ky: ``(1, N/2+1)`` wavenumbers.
+        k2: ``(N, N/2+1)`` kx^2 + ky^2.
+        inverse_k2: its inverse, 0 for the mean.
+        dx: ``(N, 1)`` i kx, 0 at the Nyquist wavenumber.
+        dy: ``(1, N/2+1)`` i ky, likewise.
+        resolved: ``(N, N/2+1)`` bool, |kx| < N/2 and |ky| < N/2.
+
+    Args:
+        n: points on each side; even, at least 8.
+        dtype: of physical fields, float32 or float64.
+        device: where the tensors live.
+
+    Raises:
+        InputError: an odd or too small number of points.
+    """
+
+    def __init__(self, n: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu") -> None:
+        if n < SMALLEST or n % 2:
+            raise InputError(f"n = {n}: must be an even number of points of at least {SMALLEST}")
+        self.n = n
+        self.dtype = dtype
+        self.complex_dtype = torch.complex64 if dtype == torch.float32 else torch.complex128
+        self.device = torch.device(device)
+        self.spacing = 2 * math.pi / n
+        self.x = torch.arange(n, dtype=dtype, device=device) * self.spacing
+        self.kx = (torch.fft.fftfreq(n, dtype=dtype, device=device) * n).unsqueeze(1)
+        self.ky = (torch.fft.rfftfreq(n, dtype=dtype, device=device) * n).unsqueeze(0)
+        self.k2 = self.kx**2 + self.ky**2
+        self.inverse_k2 = torch.where(self.k2 > 0, 1 / self.k2.clamp(min=1), 0.0)
+        inside_x, inside_y = self.kx.abs() < n / 2, self.ky < n / 2
+        self.resolved = inside_x & inside_y
+        self.dx = 1j * self.kx * inside_x
+        self.dy = 1j * self.ky * inside_y
+
+    def to_spectral(self, field: Tensor) -> Tensor:
+        """``(..., N, N)`` to ``(..., N, N/2+1)``."""
+        return torch.fft.rfft2(field)
+
+    def to_physical(self, spectrum: Tensor) -> Tensor:
+        """``(..., N, N/2+1)`` to ``(..., N, N)``."""
+        return torch.fft.irfft2(spectrum, s=(self.n, self.n))
+
+
+def resample(spectrum: Tensor, n: int) -> Tensor:
+    """The same field on a grid of n points: modes with |kx|, |ky| < min(N, n)/2 are kept, others are dropped or 0.
+
+    Args:
+        spectrum: ``(..., N, N/2+1)``.
+        n: points of the new grid.
+
+    Returns:
+        ``(..., n, n/2+1)``, scaled so that the field keeps its amplitude.
+    """
+    have = spectrum.shape[-2]
+    kept = min(have, n) // 2
+    scaled = spectrum[..., :kept] * (n / have) ** 2
+    gap = scaled.new_zeros(*scaled.shape[:-2], n - 2 * kept + 1, kept)
+    rows = torch.cat((scaled[..., :kept, :], gap, scaled[..., have - kept + 1 :, :]), dim=-2)
+    missing = n // 2 + 1 - kept
+    return torch.nn.functional.pad(rows, (0, missing))
