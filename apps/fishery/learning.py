@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
-from stable_baselines3.common.callbacks import BaseCallback
 
 from apps.fishery.scenario import Scenario
-from core import files
 from core.errors import InputError
-from core.rl import PPO, KLPenaltyPPO, LearnedPolicy, ResumeCallback
+from core.rl import PPO, KLPenaltyPPO, LearnedPolicy
+from core.rl.training import learn
 from core.seeds import stream
 from core.simulation import SB3VecEnv
 from core.study import Config, Context, Product
 from simulators.fishery import YEARS, Fishery
-
-CHECKPOINT_SECONDS = 20.0
-"""What a killed training loses at most."""
 
 
 class PPOSettings(Config):
@@ -73,26 +67,6 @@ class PPOSettings(Config):
     def seen(self, simulator: Fishery) -> Fishery:
         """The world as the learner sees it: its precision and the bound of its observations."""
         return replace(simulator, dtype=torch.float32, bound=2.0 if self.observation == "bound2" else 4.0)
-
-
-class _Progress(BaseCallback):
-    """Reports the share done and appends the learning curve to a file, one line an update."""
-
-    def __init__(self, total: int, curve: Path | None, report: Callable[[float, str], None] | None) -> None:
-        super().__init__()
-        self.total, self.curve, self.report = total, curve, report
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_end(self) -> None:
-        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-        mean = float(np.mean(returns)) if returns else None
-        if self.curve is not None and mean is not None:
-            with self.curve.open("a") as lines:
-                lines.write(json.dumps({"timesteps": self.model.num_timesteps, "return": mean}) + "\n")
-        if self.report is not None:
-            self.report(self.model.num_timesteps / self.total, "" if mean is None else f"return {mean:.1f}")
 
 
 def train(
@@ -147,30 +121,8 @@ def train(
         seed=stream(seed, "training"),
         device=device,
     )
-    callbacks: list[BaseCallback] = [_Progress(settings.timesteps, curve, progress)]
-    if checkpoint is not None:
-        if checkpoint.exists():
-            model.restore_state(checkpoint)
-        callbacks.append(ResumeCallback(checkpoint, CHECKPOINT_SECONDS))
-    if curve is not None and curve.exists():
-        files.write(curve, "".join(f"{json.dumps(x)}\n" for x in read_curve(curve, model.num_timesteps)))
-    remaining = settings.timesteps - model.num_timesteps
-    if remaining > 0:
-        model.learn(remaining, callback=callbacks, reset_num_timesteps=False)
-        if checkpoint is not None:
-            model.save_state(checkpoint)
+    learn(model, settings.timesteps, checkpoint=checkpoint, curve=curve, progress=progress)
     return model
-
-
-def read_curve(path: Path, until: float = math.inf) -> list[dict[str, float]]:
-    """The learning curve in a file, up to so many steps; a line that a kill cut short is left out."""
-    points = []
-    for line in path.read_text().splitlines():
-        try:
-            points.append(json.loads(line))
-        except ValueError:
-            break
-    return [point for point in points if point["timesteps"] <= until]
 
 
 def load_policy(

@@ -13,10 +13,11 @@ from apps.fishery.approximate_model import poor_model_rule
 from apps.fishery.dynamic_programming import solve
 from apps.fishery.evaluation import digest, evaluate, policy_slices
 from apps.fishery.gaussian_process import smooth
-from apps.fishery.learning import TrainedPolicy, read_curve
+from apps.fishery.learning import TrainedPolicy
 from apps.fishery.policies import ConstantMortality
 from apps.fishery.scenario import Scenario
 from apps.fishery.tuning import tune, tuned_rule
+from core.rl.training import read_curve
 from core.seeds import stream
 from core.simulation import Policy, draw
 from core.study import Config, Context, Run

@@ -89,6 +89,8 @@ def total(tree: Any, *tensors: Tensor) -> Tensor:
     """``(B,)`` sum of all floating-point numbers of a copy, in the tree and in further ``(B, ...)`` tensors."""
     found: Tensor | None = None
     for x in (*(x for _, x in named_tensors(tree)), *tensors):
+        if x.is_complex():
+            x = torch.view_as_real(x)
         if x.is_floating_point():
             part = x if x.dim() == 1 else x.flatten(1).sum(1)
             found = part if found is None else found + part

@@ -35,7 +35,7 @@ def test_a_training_that_was_stopped_equals_one_that_was_not(tmp_path, monkeypat
         if share > 0.6:
             raise Killed
 
-    monkeypatch.setattr("apps.fishery.learning.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("core.rl.training.CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(Killed):
         train(WORLD, settings, seed=5, checkpoint=checkpoint, curve=curve, progress=stop)
     resumed = train(WORLD, settings, seed=5, checkpoint=checkpoint, curve=curve)
