@@ -89,8 +89,8 @@ def permutation_test(
     return Interval(interval.mean, interval.low, interval.high, interval.n, level, p=float(result.pvalue))
 
 
-def proportion_interval(successes: int, n: int, *, level: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion.
+def proportion_interval(successes: int, n: int, *, level: float = 0.95, exact: bool = False) -> Interval:
+    """Wilson's score interval of a proportion; if ``exact`` that of Clopper and Pearson, which never covers less.
 
     Raises:
         InputError: ``n`` below 1, ``successes`` outside [0, n], either not whole, or an impossible level.
@@ -101,7 +101,7 @@ def proportion_interval(successes: int, n: int, *, level: float = 0.95) -> Inter
     if int(successes) != successes or not 0 <= successes <= n:
         raise InputError(f"successes: {successes} is not a whole number in [0, {n}]")
     test = stats.binomtest(int(successes), int(n))
-    low, high = test.proportion_ci(level, method="wilson")
+    low, high = test.proportion_ci(level, method="exact" if exact else "wilson")
     return Interval(float(test.statistic), float(low), float(high), int(n), level)
 
 

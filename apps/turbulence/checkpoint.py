@@ -1,0 +1,53 @@
+"""Where a long simulation is kept on disk, so that it goes on after a kill exactly where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from core import files
+from core.rl.checkpoint import read_tensors
+
+EVERY_SECONDS = 20.0
+"""What a kill loses at most."""
+
+
+class Checkpoint:
+    """A file of tensors, replaced atomically.
+
+    Args:
+        path: the file; None keeps nothing.
+        every_seconds: pause between two saves of ``save_sometimes``.
+    """
+
+    def __init__(self, path: Path | None, every_seconds: float = EVERY_SECONDS) -> None:
+        self.path = path
+        self.every_seconds = every_seconds
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Tensor] | None:
+        """What was saved last; None if nothing was.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        if self.path is None or not self.path.exists():
+            return None
+        return read_tensors(self.path)[0]
+
+    def save_sometimes(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
+        """Save if the pause is over."""
+        if time.monotonic() - self._saved >= self.every_seconds:
+            self.save(tensors())
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Save now."""
+        if self.path is not None:
+            plain = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            files.write(self.path, safetensors.torch.save(plain))
+        self._saved = time.monotonic()

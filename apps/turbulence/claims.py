@@ -1,0 +1,260 @@
+"""The claims of the turbulence study, and how each is decided.
+
+The error of a start is that of its time-mean spectrum; that of the agents is the mean over their training seeds. Flows
+forget their starts, so that differences are unpaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+import xarray as xr
+
+from apps.turbulence.metrics import (
+    Band,
+    Numbers,
+    chosen,
+    reference_tail,
+    spectrum_errors,
+    tail_counts,
+    tail_probability,
+)
+from apps.turbulence.runs import ClosureSettings
+from core.seeds import stream
+from core.stats import holm, proportion_interval, welch_test
+from core.study import Claim
+from simulators.turbulence.diagnostics import long_run_summary
+
+ClaimId = Literal[
+    "smarl_beats_none",
+    "smarl_beats_dynamic_leith",
+    "smarl_beats_dynamic_smagorinsky",
+    "smarl_within_quarter_of_tuned_constant",
+    "smarl_stable_long_run",
+    "smarl_tail_error_no_worse",
+]
+CLAIMS: tuple[ClaimId, ...] = get_args(ClaimId)
+LEVEL = 0.01
+"""Of the tests against a rival, one-sided."""
+MARGIN = 1.25
+"""How much worse than the tuned constant the agents may be."""
+TAIL_MARGIN = 0.2
+"""Decades by which the tail may be worse."""
+RESAMPLES = 4000
+
+
+class Undecided(Exception):
+    """The study does not contain what a claim compares."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Results of one scenario.
+
+    Attributes:
+        reference: its statistics.
+        closures: settings and evaluation of every closure, constants along ``constant``.
+        training: the same from the training starts, of closures with several constants.
+        policies: of the first arm that learns, one evaluation a training seed.
+        arm: its name.
+        band: of the reference spectrum.
+        long: how long the policies were simulated.
+    """
+
+    reference: xr.Dataset
+    closures: Mapping[str, tuple[ClosureSettings, xr.Dataset]]
+    training: Mapping[str, xr.Dataset]
+    policies: Sequence[xr.Dataset]
+    arm: str
+    band: Band
+    long: float
+
+    def place(self, name: str) -> int:
+        """The place of a closure's constant: the one that the training starts choose."""
+        return chosen(self.training[name], self.reference, self.band) if name in self.training else 0
+
+    def evaluated(self, name: str) -> xr.Dataset:
+        """A closure with its chosen constant."""
+        return self.closures[name][1].isel(constant=self.place(name))
+
+    def errors(self, name: str) -> Numbers:
+        """Spectrum errors of a closure, ``(start,)``."""
+        return np.asarray(spectrum_errors(self.evaluated(name), self.reference, self.band).values, dtype=np.float64)
+
+    def learned(self) -> Numbers:
+        """Spectrum errors of the policies, ``(seed, start)``.
+
+        Raises:
+            Undecided: nothing was trained.
+        """
+        if not self.policies:
+            raise Undecided("not decided here: the first scenario trains no agents")
+        found = [spectrum_errors(p, self.reference, self.band).values for p in self.policies]
+        return np.asarray(found, dtype=np.float64)
+
+    def best(self, kinds: Sequence[str]) -> str:
+        """The closure of these kinds with the smallest mean error; one that blew up only if all did.
+
+        Raises:
+            Undecided: there is none.
+        """
+        names = [name for name, (settings, _) in self.closures.items() if settings.closure in kinds]
+        if not names:
+            raise Undecided(f"not decided here: the first scenario has none of {', '.join(kinds)}")
+        errors = [self.errors(name).mean() for name in names]
+        return names[int(np.argmin(np.where(np.isfinite(errors), errors, np.inf)))]
+
+    def oracle(self) -> str:
+        """The tuned constant that does best from the training starts.
+
+        Raises:
+            Undecided: no closure is tuned.
+        """
+        if not self.training:
+            raise Undecided("not decided here: no closure of the first scenario has several constants to choose from")
+
+        def error(name: str) -> float:
+            errors = spectrum_errors(self.training[name], self.reference, self.band).isel(constant=self.place(name))
+            return float(errors.mean("start", skipna=False))
+
+        return min(self.training, key=error)
+
+
+def decide(evidence: Evidence, ids: Sequence[ClaimId] = CLAIMS) -> list[Claim]:
+    """Decide the claims; the p-values of the rivals are adjusted together by Holm's method."""
+    claims = []
+    for name in ids:
+        try:
+            claims.append(_DECISIONS[name](evidence))
+        except Undecided as missing:
+            claims.append(Claim(name, STATEMENTS[name], None, str(missing)))
+    tested = [i for i, claim in enumerate(claims) if claim.p is not None]
+    adjusted = holm([claims[i].p or 0.0 for i in tested]).tolist() if tested else []
+    for i, p in zip(tested, adjusted, strict=True):
+        claims[i] = replace(claims[i], p=p, holds=bool(claims[i].holds and p < LEVEL))
+    return claims
+
+
+def _beats(evidence: Evidence, name: ClaimId, kinds: tuple[str, ...]) -> Claim:
+    ours, rival = evidence.learned(), evidence.best(kinds)
+    theirs = evidence.errors(rival)
+    test = f"Welch, one-sided p < {LEVEL} (Holm), and every training seed's mean below the rival's; 95 % interval"
+    if not np.isfinite(ours).all():
+        return Claim(name, STATEMENTS[name], False, "a simulation with the agents blew up", n=ours.size, test=test)
+    if not np.isfinite(theirs).all():
+        lost = int((~np.isfinite(theirs)).sum())
+        reason = f"{rival} blew up from {lost} of {theirs.size} starts, the agents never"
+        return Claim(name, STATEMENTS[name], True, reason, n=theirs.size, test=test)
+    gap = welch_test(ours.mean(0), theirs)
+    assert gap.p is not None
+    p = gap.p / 2 if gap.mean < 0 else 1 - gap.p / 2
+    ahead = ours.mean(1) < theirs.mean()
+    reason = (
+        f"{evidence.arm} {ours.mean():.3f}, {rival} {theirs.mean():.3f} decades; {int(ahead.sum())} of {len(ahead)} "
+        "training seeds ahead"
+    )
+    held = bool(ahead.all())
+    return Claim(name, STATEMENTS[name], held, reason, gap.mean, gap.low, gap.high, theirs.size, p, test)
+
+
+def _within(evidence: Evidence, name: ClaimId) -> Claim:
+    ours, oracle = evidence.learned().mean(0), evidence.oracle()
+    theirs = evidence.errors(oracle)
+    test = "difference to 1.25 times the tuned constant's error at most 0; 95 % Welch interval, which does not decide"
+    if not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
+        return Claim(name, STATEMENTS[name], False, "a simulation blew up", n=ours.size, test=test)
+    gap = welch_test(ours, MARGIN * theirs)
+    constant = float(evidence.evaluated(oracle)["constant"])
+    reason = f"{evidence.arm} {ours.mean():.3f}, {oracle} with {constant:g} {theirs.mean():.3f} decades"
+    return Claim(
+        name, STATEMENTS[name], bool(gap.mean <= 0), reason, gap.mean, gap.low, gap.high, ours.size, None, test
+    )
+
+
+def _stable(evidence: Evidence, name: ClaimId) -> Claim:
+    if not evidence.policies or evidence.long <= 0:
+        raise Undecided("not decided here: the first scenario has no long simulation of trained agents")
+    runs = xr.concat([p[["energy", "enstrophy"]] for p in evidence.policies], "seed")
+    energy, enstrophy = (runs[v].values.reshape(-1, runs.sizes["time"]) for v in ("energy", "enstrophy"))
+    found = long_run_summary(energy, enstrophy, runs["time"].values, float(evidence.reference["enstrophy"].mean()))
+    passed = np.asarray(found["passed"].values)
+    share = proportion_interval(int(passed.sum()), len(passed), exact=True)
+    ratio, drift = found["enstrophy_ratio"].values, np.abs(found["drift"].values)
+    reason = (
+        f"{int(passed.sum())} of {len(passed)} runs to T = {evidence.long:g} pass; enstrophy {np.nanmin(ratio):.2f} to "
+        f"{np.nanmax(ratio):.2f} of the reference's, drift of the energy in 100 time units at most "
+        f"{100 * np.nanmax(drift):.1f} %"
+    )
+    test = "share of runs that pass is 1; 95 % Clopper-Pearson interval"
+    return Claim(
+        name, STATEMENTS[name], bool(passed.all()), reason, share.mean, share.low, share.high, len(passed), None, test
+    )
+
+
+def _tail(evidence: Evidence, name: ClaimId) -> Claim:
+    evidence.learned()
+    reference = reference_tail(evidence.reference)
+    ours = [np.stack(counts) for counts in zip(*map(tail_counts, evidence.policies), strict=True)]
+    rivals = [evidence.best((kind,)) for kind in ("dleith", "dsmag")]
+    theirs = [tail_counts(evidence.evaluated(rival)) for rival in rivals]
+
+    def distance(exceeded: Numbers, points: Numbers) -> float:
+        # Half a value stands in for none, so that a tail that is never reached is far and not infinitely far.
+        return abs(float(np.log10(tail_probability(np.maximum(exceeded, 0.5 / exceeded.size), points) / reference)))
+
+    best = [distance(*counts) for counts in theirs]
+    found = distance(*ours) - min(best)
+    generator = np.random.default_rng(stream(0, "tail claim"))
+    seeds, starts = ours[0].shape
+    drawn = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        rows = generator.integers(seeds, size=(seeds, 1))
+        columns = generator.integers(starts, size=starts)
+        mine = distance(ours[0][rows, columns], ours[1][rows, columns])
+        others = []
+        for exceeded, points in theirs:
+            chosen_starts = generator.integers(len(exceeded), size=len(exceeded))
+            others.append(distance(exceeded[chosen_starts], points[chosen_starts]))
+        drawn[i] = mine - min(others)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    upper = float(np.quantile(drawn, 0.95))
+    told = ", ".join(f"{rival} {value:.2f}" for rival, value in zip(rivals, best, strict=True))
+    reason = f"{evidence.arm} {distance(*ours):.2f}, {told} decades; upper 95 % bound of the difference {upper:.2f}"
+    test = f"upper 95 % bootstrap bound (starts and training seeds) at most {TAIL_MARGIN} decades; 95 % interval"
+    held = upper <= TAIL_MARGIN
+    return Claim(name, STATEMENTS[name], held, reason, found, float(low), float(high), seeds * starts, None, test)
+
+
+STATEMENTS: dict[ClaimId, str] = {
+    "smarl_beats_none": "The agents' enstrophy spectrum is nearer to the reference's than without a closure (decades)",
+    "smarl_beats_dynamic_leith": "It is nearer than that of the dynamic Leith model with its better clip (decades)",
+    "smarl_beats_dynamic_smagorinsky": (
+        "It is nearer than that of the dynamic Smagorinsky model with its better clip (decades)"
+    ),
+    "smarl_within_quarter_of_tuned_constant": (
+        "Its error is at most a quarter larger than that of the best constant, tuned on the training starts (decades)"
+    ),
+    "smarl_stable_long_run": (
+        "Every long simulation with the agents stays finite, with the reference's enstrophy within a factor 2 and "
+        "without drift of the energy (share of simulations)"
+    ),
+    "smarl_tail_error_no_worse": (
+        "The tail P(|omega| > 3 sigma) is no further from the reference's than that of the better dynamic model "
+        "(decades)"
+    ),
+}
+
+_DECISIONS: dict[ClaimId, Callable[[Evidence], Claim]] = {
+    "smarl_beats_none": partial(_beats, name="smarl_beats_none", kinds=("none",)),
+    "smarl_beats_dynamic_leith": partial(_beats, name="smarl_beats_dynamic_leith", kinds=("dleith",)),
+    "smarl_beats_dynamic_smagorinsky": partial(
+        _beats, name="smarl_beats_dynamic_smagorinsky", kinds=("dsmag", "dsmag_tensor")
+    ),
+    "smarl_within_quarter_of_tuned_constant": partial(_within, name="smarl_within_quarter_of_tuned_constant"),
+    "smarl_stable_long_run": partial(_stable, name="smarl_stable_long_run"),
+    "smarl_tail_error_no_worse": partial(_tail, name="smarl_tail_error_no_worse"),
+}

@@ -1,0 +1,85 @@
+"""How far a simulation is from the reference: its spectrum, its distribution, its stability."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from simulators.turbulence.diagnostics import jensen_shannon, log_spectrum_error, tail_ratio
+
+Band = Literal["full", "les"]
+Letter = Literal["Z", "E"]
+Numbers = NDArray[np.float64]
+TAIL = 3
+"""Multiple of sigma beyond which the tail is judged."""
+
+
+def reference_spectrum(reference: xr.Dataset, band: Band, letter: Letter = "Z") -> xr.DataArray:
+    """Mean over snapshots and over the spectra along x and y, ``(k,)``."""
+    return reference[f"{letter}_{band}"].mean(("snapshot", "axis"))
+
+
+def window(found: xr.Dataset) -> xr.Dataset:
+    """The samples of the window of the statistics."""
+    return found.sel(time=slice(found.attrs["discard"] + 1e-6, found.attrs["until"] + 1e-6))
+
+
+def mean_spectrum(found: xr.Dataset, letter: Letter = "Z") -> xr.DataArray:
+    """Time-mean spectrum ``(..., k)``; NaN for a simulation that blew up."""
+    return window(found)[letter].mean("time", skipna=False).mean("axis")
+
+
+def spectrum_errors(found: xr.Dataset, reference: xr.Dataset, band: Band) -> xr.DataArray:
+    """Root mean square over k of log10 Z/Z_ref, decades, ``(..., start)``; NaN for a simulation that blew up."""
+    spectrum = mean_spectrum(found)
+    target = torch.from_numpy(reference_spectrum(reference, band).values)
+    errors = log_spectrum_error(torch.from_numpy(spectrum.values.astype(np.float64)), target)
+    return spectrum.isel(k=0, drop=True).copy(data=errors.numpy())
+
+
+def spectrum_tails(found: xr.Dataset, reference: xr.Dataset, band: Band) -> xr.DataArray:
+    """Z/Z_ref at k = N/2-2, ``(..., start)``."""
+    spectrum = mean_spectrum(found)
+    target = torch.from_numpy(reference_spectrum(reference, band).values)
+    ratio = tail_ratio(torch.from_numpy(spectrum.values.astype(np.float64)), target)
+    return spectrum.isel(k=0, drop=True).copy(data=ratio.numpy())
+
+
+def divergences(found: xr.Dataset, reference: xr.Dataset) -> xr.DataArray:
+    """Jensen-Shannon divergence of the vorticity's distribution, nats, ``(..., start)``."""
+    counts = torch.from_numpy(found["counts"].values)
+    values = jensen_shannon(torch.from_numpy(reference["counts"].values), counts)
+    return found["points"].copy(data=values.numpy())
+
+
+def tail_probability(exceeded: Numbers, points: Numbers) -> float:
+    """P(|omega| > 3 sigma_ref) of all simulations together."""
+    return float(exceeded.sum() / points.sum())
+
+
+def tail_counts(found: xr.Dataset) -> tuple[Numbers, Numbers]:
+    """Values beyond 3 sigma_ref and values in all, each ``(start,)``."""
+    return (
+        np.asarray(found["exceeded"].sel(q=TAIL).values, dtype=np.float64),
+        np.asarray(found["points"].values, dtype=np.float64),
+    )
+
+
+def reference_tail(reference: xr.Dataset) -> float:
+    """P(|omega| > 3 sigma_ref) of the reference."""
+    return float(reference["exceeded"].sel(q=TAIL) / reference["points"])
+
+
+def finite(found: xr.Dataset) -> xr.DataArray:
+    """Whether a simulation stayed finite up to its end, ``(..., start)``."""
+    return np.isfinite(found["enstrophy"].isel(time=-1))
+
+
+def chosen(training: xr.Dataset, reference: xr.Dataset, band: Band) -> int:
+    """The place of the constant with the smallest mean error from the training starts; one that blew up never wins."""
+    errors = spectrum_errors(training, reference, band).mean("start", skipna=False).values
+    return int(np.argmin(np.where(np.isfinite(errors), errors, np.inf)))

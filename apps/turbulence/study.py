@@ -1,0 +1,177 @@
+"""The turbulence study: which closures are compared in which flows, and what follows from the results."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Self
+
+import numpy as np
+import xarray as xr
+from pydantic import Field, model_validator
+
+from apps.turbulence import figures
+from apps.turbulence.claims import CLAIMS, ClaimId, Evidence, decide
+from apps.turbulence.learning import Agents, Learner, PPOSettings, TrainedPolicy
+from apps.turbulence.runs import (
+    ClosureEnsemble,
+    ClosureSettings,
+    PolicyEnsemble,
+    ReferenceStatistics,
+    ResolvedEnsemble,
+    SamplingSettings,
+)
+from apps.turbulence.scenario import Discretisation, Scenario
+from apps.turbulence.table import MEASURES, rows_of
+from core.errors import InputError
+from core.study import Analysis, Config, Results, Row, Run, Study
+
+
+class Arm(Config):
+    """Agents that learn."""
+
+    name: str = Field(default="smarl", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name in the report."""
+    agents: Agents = Agents()
+    """What they see, do and are paid for."""
+    learner: Learner = PPOSettings()
+    """How they learn."""
+
+
+class Comparison(Scenario):
+    """A scenario, and what is compared in it."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    """Name in the report."""
+    closures: tuple[ClosureSettings, ...] = ()
+    """Closures of the literature."""
+    arms: tuple[Arm, ...] = ()
+    """Agents that learn; the claims are about the first."""
+    resolved: Discretisation | None = None
+    """Also simulate the flow on this fine grid, for its extremes."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        names = [x.name for x in (*self.closures, *self.arms)]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"scenario {self.name}: needs closures or arms, each with a name of its own")
+        for arm in self.arms:
+            if self.grid.n % arm.agents.agents_per_side:
+                raise InputError(
+                    f"scenario {self.name}: agents_per_side = {arm.agents.agents_per_side}: must divide grid.n = "
+                    f"{self.grid.n}"
+                )
+        return self
+
+    @property
+    def scenario(self) -> Scenario:
+        """The flow alone: runs that differ in what is compared beside them are the same runs."""
+        return Scenario(**{name: getattr(self, name) for name in Scenario.model_fields})
+
+
+class TurbulenceStudy(Study):
+    """Closures of two-dimensional turbulence: of the literature, tuned, and learned by agents on the grid.
+
+    After Mojgani, Waelchli, Guan, Koumoutsakos and Hassanzadeh (2023), "Extreme event prediction with multi-agent
+    reinforcement learning-based parametrization of atmospheric and oceanic turbulence", arXiv 2312.00907.
+    """
+
+    app: ClassVar[str] = "turbulence"
+    headline: ClassVar[tuple[str, ...]] = ("spectrum error", "tail beyond 3 sigma", "simulations that stay finite")
+
+    seeds: int = Field(default=3, ge=1, le=1000)
+    """Trainings of each arm, seeded 0, 1, ..."""
+    sampling: SamplingSettings = SamplingSettings()
+    """When statistics are taken."""
+    long: float = Field(default=200.0, ge=0)
+    """How long the trained agents are simulated; 0 as long as the others."""
+    scenarios: tuple[Comparison, ...] = Field(min_length=1)
+    """The flows and what is compared in them."""
+    claims: tuple[ClaimId, ...] = CLAIMS
+    """The claims to decide, on the first scenario."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [s.name for s in self.scenarios]
+        if len(set(names)) < len(names):
+            raise InputError("scenarios: two have the same name")
+        self.sampling.sampling(self.long)
+        return self
+
+    def closure_run(self, s: Comparison, closure: ClosureSettings, *, training: bool = False) -> ClosureEnsemble:
+        """The run of a closure."""
+        return ClosureEnsemble(
+            scenario=s.scenario,
+            closure=closure,
+            sampling=self.sampling,
+            role="training" if training else "evaluation",
+            reference=ReferenceStatistics(scenario=s.scenario),
+        )
+
+    def policy_runs(self, s: Comparison, arm: Arm) -> list[PolicyEnsemble]:
+        """The runs of an arm, one a training seed."""
+        reference = ReferenceStatistics(scenario=s.scenario)
+        policies = [
+            TrainedPolicy(scenario=s.scenario, agents=arm.agents, learner=arm.learner, seed=seed)
+            for seed in range(self.seeds)
+        ]
+        return [
+            PolicyEnsemble(
+                scenario=s.scenario, policy=policy, sampling=self.sampling, long=self.long, reference=reference
+            )
+            for policy in policies
+        ]
+
+    def resolved_run(self, s: Comparison) -> ResolvedEnsemble | None:
+        """The run of the flow itself; None where it is not asked for."""
+        if s.resolved is None:
+            return None
+        reference = ReferenceStatistics(scenario=s.scenario)
+        return ResolvedEnsemble(scenario=s.scenario, grid=s.resolved, sampling=self.sampling, reference=reference)
+
+    def runs(self) -> list[Run]:
+        """Everything, the longest first."""
+        found: list[Run] = []
+        for s in self.scenarios:
+            found += [run for arm in s.arms for run in self.policy_runs(s, arm)]
+            found += [self.closure_run(s, c, training=True) for c in s.closures if len(c.constants) > 1]
+            found += [self.closure_run(s, c) for c in s.closures]
+            resolved = self.resolved_run(s)
+            found += [] if resolved is None else [resolved]
+        return found
+
+    def analyse(self, results: Results) -> Analysis:
+        """Table, claims, figures and data of the study."""
+        table: list[Row] = []
+        drawn = []
+        notes: list[str] = []
+        groups: dict[str, xr.Dataset] = {}
+        first: Evidence | None = None
+        for s in self.scenarios:
+            reference = results[ReferenceStatistics(scenario=s.scenario)]
+            learned = {arm.name: [results[run] for run in self.policy_runs(s, arm)] for arm in s.arms}
+            name, policies = next(iter(learned.items()), ("", []))
+            evidence = Evidence(
+                reference,
+                {c.name: (c, results[self.closure_run(s, c)]) for c in s.closures},
+                {c.name: results[self.closure_run(s, c, training=True)] for c in s.closures if len(c.constants) > 1},
+                policies,
+                name,
+                s.band,
+                max(self.long, self.sampling.duration) if self.long else 0.0,
+            )
+            first = first or evidence
+            resolved = self.resolved_run(s)
+            truth = None if resolved is None else results[resolved]
+            table += rows_of(s.name, evidence, learned)
+            drawn += figures.of_scenario(s.name, evidence, learned, truth)
+            groups |= _data(s.name, evidence, learned)
+        assert first is not None
+        return Analysis(table, decide(first, self.claims), drawn, xr.DataTree.from_dict(groups), [*notes, *MEASURES])
+
+
+def _data(scenario: str, evidence: Evidence, learned: dict[str, list[xr.Dataset]]) -> dict[str, xr.Dataset]:
+    """The results of a scenario as groups."""
+    found = {f"/{scenario}/reference": evidence.reference}
+    found |= {f"/{scenario}/{name}": data for name, (_, data) in evidence.closures.items()}
+    for name, parts in learned.items():
+        found[f"/{scenario}/{name}"] = xr.concat(parts, xr.Variable("seed", np.arange(len(parts))), join="exact")
+    return found

@@ -1,0 +1,80 @@
+"""The table of the turbulence study: every number with its interval over starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from apps.turbulence.claims import Evidence
+from apps.turbulence.metrics import (
+    Numbers,
+    divergences,
+    finite,
+    reference_tail,
+    spectrum_errors,
+    spectrum_tails,
+    tail_counts,
+)
+from core.stats import proportion_interval, t_interval
+from core.study import Row
+
+MEASURES = (
+    "Spectrum error: root mean square over k = 1..N/2-2 of log10 of the time-mean enstrophy spectrum over the "
+    "reference's (decades), the mean of the spectra along x and y; ratio at small scales: that of the spectra at "
+    "k = N/2-2; tail: log10 of P(|omega| > 3 sigma) over the reference's; divergence: Jensen-Shannon, of the "
+    "distribution of the vorticity; sigma: standard deviation of the reference's vorticity on the coarse grid; "
+    "backscatter: share of points where the closure gives enstrophy back to the resolved flow.",
+    "Intervals are 95 % Student intervals over starts; of trained agents, a start's number is the mean over training "
+    "seeds. A simulation that blew up has no number: then the row says so by its n, and the share that stays finite "
+    "is below 100 %.",
+    "Closures with several constants are tuned on the training starts and scored on the others; the reference and the "
+    "training starts are all that any closure has seen.",
+)
+
+
+def _tail(found: xr.Dataset, evidence: Evidence) -> Numbers:
+    exceeded, points = tail_counts(found)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.log10(exceeded / points / reference_tail(evidence.reference)))
+
+
+COLUMNS: dict[tuple[str, str], Callable[[xr.Dataset, Evidence], Numbers]] = {
+    ("spectrum error", "decades"): lambda d, e: spectrum_errors(d, e.reference, e.band).values,
+    ("spectrum ratio at small scales", "1"): lambda d, e: spectrum_tails(d, e.reference, e.band).values,
+    ("tail beyond 3 sigma", "decades"): _tail,
+    ("divergence of the distribution", "nat"): lambda d, e: divergences(d, e.reference).values,
+    ("standard deviation of the vorticity", "sigma"): lambda d, e: d["std"].values / d.attrs["sigma"],
+    ("kurtosis of the vorticity", "1"): lambda d, e: d["kurtosis"].values,
+    ("enstrophy taken by the closure", "1"): lambda d, e: d["dissipation"].values,
+    ("backscatter", "% of points"): lambda d, e: 100 * d["backscatter"].values,
+}
+
+
+def rows_of(scenario: str, evidence: Evidence, learned: Mapping[str, Sequence[xr.Dataset]]) -> list[Row]:
+    """The rows of a scenario, closures first, then what was learned."""
+    groups: dict[str, list[xr.Dataset]] = {}
+    for name, (settings, _) in evidence.closures.items():
+        found = evidence.evaluated(name)
+        tuned = f" ({float(found['constant']):g})" if settings.constants else ""
+        groups[f"{name}{tuned}"] = [found]
+    groups |= {name: list(found) for name, found in learned.items()}
+    rows = []
+    for method, found in groups.items():
+        for (metric, unit), measure in COLUMNS.items():
+            values = np.mean([np.asarray(measure(d, evidence), dtype=np.float64) for d in found], axis=0)
+            rows.append(_row(scenario, method, metric, unit, values))
+        whole = np.concatenate([finite(d).values for d in found])
+        share = proportion_interval(int(whole.sum()), len(whole))
+        values = (100 * share.mean, 100 * share.low, 100 * share.high)
+        rows.append(Row(scenario, method, "simulations that stay finite", "%", *values, len(whole)))
+    return rows
+
+
+def _row(scenario: str, method: str, metric: str, unit: str, values: Numbers) -> Row:
+    kept = values[np.isfinite(values)]
+    if len(kept) < 2:
+        return Row(scenario, method, metric, unit, None, n=len(kept))
+    i = t_interval(kept)
+    return Row(scenario, method, metric, unit, i.mean, i.low, i.high, i.n)
