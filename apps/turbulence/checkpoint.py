@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -21,7 +21,7 @@ class Checkpoint:
 
     Args:
         path: the file; None keeps nothing.
-        every_seconds: pause between two saves of ``save_sometimes``.
+        every_seconds: pause after which the next save is ``due``.
     """
 
     def __init__(self, path: Path | None, every_seconds: float = EVERY_SECONDS) -> None:
@@ -39,10 +39,10 @@ class Checkpoint:
             return None
         return read_tensors(self.path)[0]
 
-    def save_sometimes(self, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
-        """Save if the pause is over."""
-        if time.monotonic() - self._saved >= self.every_seconds:
-            self.save(tensors())
+    @property
+    def due(self) -> bool:
+        """Whether the pause since the last save is over."""
+        return self.path is not None and time.monotonic() - self._saved >= self.every_seconds
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Save now."""

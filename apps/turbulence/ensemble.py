@@ -150,6 +150,7 @@ def simulate(
     if samples < 1:
         raise InputError(f"duration = {sampling.duration:g}: holds no sample of every = {sampling.every:g}")
     times = (np.arange(samples) + 1) * stride * solver.dt
+    starts = starts.to(solver.grid.device)
     state = solver.start(starts)
     solver.check_cfl(state)
     grid = solver.grid if seen_on is None else Grid(seen_on, solver.grid.dtype, solver.grid.device)
@@ -172,7 +173,8 @@ def simulate(
         statistics.add(i, seen(state), closure, inside)
         if progress is not None:
             progress((i + 1) / samples, f"t = {times[i]:.1f}")
-        file.save_sometimes(lambda: _record(state, i + 1, statistics))  # noqa: B023 (called at once)
+        if file.due:
+            file.save(_record(state, i + 1, statistics))
     return _dataset(solver.dt, statistics, seen(state), times, sampling)
 
 

@@ -89,21 +89,21 @@ class PPOSettings(Config):
     """The core's PPO, or Stable-Baselines3's own."""
     implementation: Literal["core", "sb3"] = "core"
     """``sb3`` is the cross-check: its own loop over arrays, which cannot be resumed."""
-    iterations: int = Field(default=50, ge=1)
+    iterations: int = Field(default=60, ge=1)
     """Updates."""
     n_envs: int = Field(default=8, ge=1)
     """Flows at once."""
     n_steps: int = Field(default=100, ge=2)
     """Actions of each between updates."""
-    batch_size: int = Field(default=1600, ge=2)
+    batch_size: int = Field(default=3200, ge=2)
     """Size of a minibatch, in actions of one agent."""
     n_epochs: int = Field(default=4, ge=1)
     """Passes over the data of an update."""
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
     """Step size of Adam."""
-    gamma: float = Field(default=0.97, gt=0, le=1)
+    gamma: float = Field(default=0.9, gt=0, le=1)
     """Discount factor."""
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    gae_lambda: float = Field(default=0.9, ge=0, le=1)
     """Trade-off of generalised advantage estimation."""
     clip_range: float = Field(default=0.2, gt=0)
     """Clip of the probability ratio."""

@@ -150,8 +150,10 @@ def simulate_directly(flow: FlowSettings, source: DirectSimulation, context: Con
             solver.check_cfl(state)
             if not bool(torch.isfinite(state.vorticity_hat).all()):
                 raise InputError(f"dns: the simulation blew up; dt = {source.grid.dt} is too large or n too small")
-            context.progress((sum(steps[:leg]) + done) / total, f"t = {(sum(steps[:leg]) + done) * source.grid.dt:.1f}")
-            checkpoint.save_sometimes(lambda: _record(state, kept, leg, done))
+            so_far = sum(steps[:leg]) + done
+            context.progress(so_far / total, f"t = {so_far * source.grid.dt:.1f}")
+            if checkpoint.due:
+                checkpoint.save(_record(state, kept, leg, done))
         kept.append(Grid(source.keep).to_physical(resample(state.vorticity_hat[0].cpu(), source.keep)).float())
         leg, done = leg + 1, 0
     return torch.stack(kept).numpy()

@@ -18,7 +18,7 @@ CHECKPOINT_SECONDS = 20.0
 """What a killed training loses at most."""
 
 
-class _Progress(BaseCallback):
+class CurveCallback(BaseCallback):
     """Reports the share done and appends the learning curve to a file, one line an update."""
 
     def __init__(self, total: int, curve: Path | None, report: Callable[[float, str], None] | None) -> None:
@@ -58,7 +58,7 @@ def learn(
     Raises:
         TrainingDiverged: a loss or parameter is not finite; ``checkpoint`` holds the last good state that was saved.
     """
-    callbacks: list[BaseCallback] = [_Progress(timesteps, curve, progress)]
+    callbacks: list[BaseCallback] = [CurveCallback(timesteps, curve, progress)]
     if checkpoint is not None:
         if checkpoint.exists():
             model.restore_state(checkpoint)

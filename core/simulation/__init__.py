@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from core.simulation.episodes import VecStep
     from core.simulation.gym_env import GymEnv
     from core.simulation.gym_vector_env import GymVectorEnv
+    from core.simulation.parallel_env import ParallelEnv
     from core.simulation.sb3_vec_env import SB3VecEnv
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "EpisodeTotals",
     "GymEnv",
     "GymVectorEnv",
+    "ParallelEnv",
     "Policy",
     "SB3VecEnv",
     "Simulator",
@@ -28,7 +30,13 @@ __all__ = [
     "rollout",
 ]
 
-_VIEWS = {"GymEnv": "gym_env", "GymVectorEnv": "gym_vector_env", "SB3VecEnv": "sb3_vec_env", "VecStep": "episodes"}
+_VIEWS = {
+    "GymEnv": "gym_env",
+    "GymVectorEnv": "gym_vector_env",
+    "ParallelEnv": "parallel_env",
+    "SB3VecEnv": "sb3_vec_env",
+    "VecStep": "episodes",
+}
 
 
 def __getattr__(name: str) -> Any:

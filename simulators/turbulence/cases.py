@@ -47,7 +47,7 @@ class Case:
 
     @property
     def viscosity(self) -> float:
-        """nu = 1 / Re."""
+        """Nu = 1 / Re."""
         return 1.0 / self.reynolds
 
     @property
@@ -65,7 +65,7 @@ CASES = {
         Case("kolmogorov4", fkx=4, fky=0),
     )
 }
-"""Cases 1, 2 and 4 of Mojgani et al. (2023), arXiv 2312.00907, as in its code, and the flow of the shipped snapshots."""
+"""Cases 1, 2 and 4 of Mojgani et al. (2023), arXiv 2312.00907, as in its code, and that of the shipped snapshots."""
 
 
 def case(name: str, **changes: Any) -> Case:

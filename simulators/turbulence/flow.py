@@ -93,7 +93,7 @@ class Flow:
 
     @cached_property
     def advection(self) -> Tensor:
-        """u d omega/dx + v d omega/dy."""
+        """U d omega/dx + v d omega/dy."""
         u, v = self.velocity
         w_x, w_y = self.vorticity_gradient
         return u * w_x + v * w_y
@@ -118,7 +118,8 @@ class Flow:
 def stress_curl(grid: Grid, tau11: Tensor, tau12: Tensor, tau22: Tensor | None = None) -> Tensor:
     """Spectrum of Pi = curl(div tau) for a symmetric stress in physical space.
 
-    Pi_hat = kx ky (tau11 - tau22)_hat - (kx^2 - ky^2) tau12_hat; tau = -2 nu S with a constant nu gives nu k^2 omega_hat.
+    Pi_hat = kx ky (tau11 - tau22)_hat - (kx^2 - ky^2) tau12_hat; of tau = -2 nu S, nu constant, it is
+    nu k^2 omega_hat.
 
     Args:
         grid: of N points.

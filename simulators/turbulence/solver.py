@@ -34,7 +34,7 @@ _LOW_STORAGE: dict[str, tuple[tuple[float, ...], tuple[float, ...], tuple[float,
         (0.1496590219993, 0.3792103129999, 0.8229550293869, 0.6994504559488, 0.1530572479681),
     ),
 }
-"""Times, memories and weights of the stages of Williamson's three-stage and Carpenter and Kennedy's five-stage scheme."""
+"""Times, memories and weights of the stages of Williamson's (1980) and Carpenter and Kennedy's (1994) schemes."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ StateKind = Literal[
 ]
 """Kinds of states; all but the first two are those of the code of Mojgani et al. (2023), by its names."""
 STATE_KINDS: tuple[StateKind, ...] = get_args(StateKind)
-INVARIANTS = ("tr S^2", "tr W^2", "|grad omega|^2", "tr H^2", "det H")
+INVARIANTS = ("root tr S^2", "root tr W^2", "|grad omega|", "root tr H^2", "root det H")
 LOCAL: dict[StateKind, tuple[str, ...]] = {
     "invariant": INVARIANTS,
     "invariants": INVARIANTS,
@@ -48,7 +48,7 @@ def observed(flow: Flow, kind: StateKind, agents: int, *, stacked: bool = False,
     """What agents x agents agents see, in the domain's units.
 
     ``invariant`` has the invariants of the velocity gradient (S symmetric, W antisymmetric part), |grad omega|^2, and
-    those of the Hessian H of omega: it does not change when the flow is shifted or turned; ``invariants`` leaves out
+    those of the Hessian H of omega, each by its signed square root (their squares have tails that no scaling tames): it does not change when the flow is shifted or turned; ``invariants`` leaves out
     the spectrum, and is the same on every grid. The invariants of
     second derivatives of the other kinds are those of the matrix [[u_xx, v_xx], [u_yy, v_yy]] (``...gradgrad``) or
     [[u_xx, u_xy], [v_xy, v_yy]], which are no tensors: a quarter turn changes them.
@@ -114,7 +114,8 @@ def _local(flow: Flow, kind: StateKind) -> tuple[Tensor, ...]:
         w_x, w_y = flow.vorticity_gradient
         second = torch.stack([x.expand_as(grid.k2) for x in (grid.dx**2, grid.dx * grid.dy, grid.dy**2)]).unsqueeze(1)
         w_xx, w_xy, w_yy = grid.to_physical(second * flow.vorticity_hat).unbind(0)
-        return *gradients, w_x**2 + w_y**2, w_xx**2 + 2 * w_xy**2 + w_yy**2, w_xx * w_yy - w_xy**2
+        hessian = (w_xx**2 + 2 * w_xy**2 + w_yy**2, w_xx * w_yy - w_xy**2)
+        return tuple(x.sign() * x.abs().sqrt() for x in (*gradients, w_x**2 + w_y**2, *hessian))
     u, v = flow.velocity_hat
     xx, xy, yy = grid.dx**2, grid.dx * grid.dy, grid.dy**2
     corners = (xx * u, xx * v, yy * u, yy * v) if "gradgrad" in kind else (xx * u, xy * u, xy * v, yy * v)
