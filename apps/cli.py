@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_group
 
+from core.allocator import keep_freed_memory
 from core.configs import configs
 from core.errors import InputError, MissingExtra
 
@@ -30,6 +31,7 @@ class App:
 APPS = {
     "fishery": App("Harvest rules, learned policies and exact solutions for a fishery.", "FisheryStudy"),
     "payments": App("Exploration for payment decisions, learned and proven on logs, and a service.", "PaymentsStudy"),
+    "turbulence": App("Closures of two-dimensional turbulence: classical, tuned and learned.", "TurbulenceStudy"),
     "mri": App("Which k-space lines to acquire next, with a posterior at every step.", "MRIStudy"),
 }
 
@@ -137,6 +139,7 @@ def _installed(package: str) -> bool:
 
 def main() -> None:
     """Run the command; a mistake of the user is told in one line with exit code 2, a failed study exits with 1."""
+    keep_freed_memory()
     try:
         sys.exit(app(standalone_mode=False))
     except TyperException as error:

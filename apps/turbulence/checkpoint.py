@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from core import files
 from core.rl.checkpoint import read_tensors
 
+COMPLEX = ":complex"
+"""Ends the name of a complex tensor in the file, which holds real and imaginary part: the format has no complex128."""
 EVERY_SECONDS = 20.0
 """What a kill loses at most."""
 
@@ -37,7 +40,12 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return None
-        return read_tensors(self.path)[0]
+        # Copied, because what stands in the file need not be aligned as complex numbers must be.
+        held = {name: tensor.clone() for name, tensor in read_tensors(self.path)[0].items()}
+        return {
+            name.removesuffix(COMPLEX): torch.view_as_complex(x) if name.endswith(COMPLEX) else x
+            for name, x in held.items()
+        }
 
     @property
     def due(self) -> bool:
@@ -47,7 +55,11 @@ class Checkpoint:
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Save now."""
         if self.path is not None:
-            plain = {name: x.detach().cpu().clone().contiguous() for name, x in tensors.items()}
+            plain = {
+                f"{name}{COMPLEX}" if x.is_complex() else name: torch.view_as_real(x) if x.is_complex() else x
+                for name, x in tensors.items()
+            }
+            plain = {name: x.detach().cpu().clone().contiguous() for name, x in plain.items()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.write(self.path, safetensors.torch.save(plain))
         self._saved = time.monotonic()

@@ -61,14 +61,18 @@ class _Statistics:
     SERIES = ("energy", "enstrophy", "largest")
 
     def __init__(self, grid: Grid, copies: int, samples: int, sigma: float, *, zonal: bool) -> None:
-        half, real = grid.n // 2, {"dtype": torch.float32, "device": grid.device}
-        self.series: dict[str, Tensor] = {name: torch.full((copies, samples), math.nan, **real) for name in self.SERIES}
+        half = grid.n // 2
+
+        def filled(value: float, *shape: int) -> Tensor:
+            return torch.full((copies, *shape), value, device=grid.device)
+
+        self.series: dict[str, Tensor] = {name: filled(math.nan, samples) for name in self.SERIES}
         for name in ("Z", "E"):
-            self.series[name] = torch.full((copies, samples, 2, half), math.nan, **real)
+            self.series[name] = filled(math.nan, samples, 2, half)
         if zonal:
-            self.series["zonal"] = torch.full((copies, samples, grid.n), math.nan, **real)
-        self.sums = {name: torch.zeros(copies, half, **real) for name in ("energy_transfer", "enstrophy_transfer")}
-        self.sums |= {name: torch.zeros(copies, **real) for name in ("backscatter", "dissipation")}
+            self.series["zonal"] = filled(math.nan, samples, grid.n)
+        self.sums = {name: filled(0.0, half) for name in ("energy_transfer", "enstrophy_transfer")}
+        self.sums |= {name: filled(0.0) for name in ("backscatter", "dissipation")}
         self.histogram = VorticityHistogram.empty(copies, sigma, device=grid.device)
         self.counted = 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,14 +12,17 @@ import torch
 from pydantic import Field
 
 from apps.turbulence.differentiable import GradientSettings, train_through_the_solver
+from apps.turbulence.ensemble import Progress
 from apps.turbulence.scenario import Scenario
 from apps.turbulence.snapshots import numbered, snapshots_of, truncated
+from core import files
 from core.errors import InputError
 from core.rl import PPO, VRACER, LearnedPolicy
 from core.rl.training import CurveCallback, learn, read_curve
 from core.seeds import stream
 from core.simulation import SB3VecEnv
 from core.study import Config, Context, Product
+from core.study.loading import from_options
 from simulators.turbulence.agents import ClosureAgents, PolicyClosure
 from simulators.turbulence.agents.interpolation import Interpolation
 from simulators.turbulence.agents.rewards import OFFSET, RewardKind
@@ -36,7 +39,7 @@ Width = Annotated[int, Field(ge=1)]
 class Agents(Config):
     """What the agents see, do and are paid for (Mojgani et al. 2023)."""
 
-    agents_per_side: int = Field(default=4, ge=1)
+    agents_per_side: int = Field(default=4, ge=2)
     """Agents along each side; a divisor of the grid's points."""
     action: ActionKind = "leith"
     """What their coefficient multiplies."""
@@ -147,7 +150,6 @@ class VRACERSettings(Config):
 
 
 Learner = Annotated[PPOSettings | VRACERSettings | GradientSettings, Field(discriminator="kind")]
-Progress = Callable[[float, str], None]
 
 
 def train(
@@ -182,7 +184,7 @@ def train(
     env = SB3VecEnv(world, learner.n_envs, horizon=world.horizon, device=device, observation_range=OBSERVATION_RANGE)
     seed = stream(seed, "training")
     if isinstance(learner, VRACERSettings):
-        model = VRACER(env, **_vracer_arguments(learner), seed=seed, device=device)
+        model = VRACER("MlpPolicy", env, **_vracer_arguments(learner), seed=seed, device=device)
         assert world.horizon is not None
         learn(model, learner.episodes * world.horizon * world.agents, **options)  # type: ignore[arg-type]
         return model
@@ -224,50 +226,24 @@ def load_policy(path: Path, world: ClosureAgents, kind: str) -> PolicyClosure:
     return PolicyClosure(world, LearnedPolicy(model, world, observation_range=OBSERVATION_RANGE))
 
 
-class TrainedPolicy(Product):
-    """A policy trained in a scenario, shared by every run that evaluates it."""
+class Training(Config):
+    """What is trained, and where."""
 
-    scenario: Scenario
-    """Where it is trained."""
+    scenario: Scenario = Scenario()
+    """The flow, its grid and its snapshots."""
     agents: Agents = Agents()
     """What the agents see and do."""
     learner: Learner = PPOSettings()
-    """How it is trained."""
-    seed: int = Field(ge=0)
+    """How they learn."""
+    seed: int = Field(default=0, ge=0)
     """Of the training."""
 
-    @property
-    def label(self) -> str:
-        """Name on the screen."""
-        return f"{self.scenario.flow.title} train {self.learner.kind} seed {self.seed}"
-
-    def world(self, context: Context) -> ClosureAgents:
-        """The world it is trained in."""
-        return self.agents.world(self.scenario, snapshots_of(self.scenario).load(context), context.device)
-
-    def make(self, directory: Path, context: Context) -> None:
-        """Write ``policy.safetensors``, ``policy.json`` and ``curve.jsonl``."""
-        model = train(
-            self.world(context),
-            self.learner,
-            seed=self.seed,
-            checkpoint=context.checkpoint / "state.safetensors",
-            curve=directory / "curve.jsonl",
-            progress=context.progress,
-        )
-        model.save(directory / "policy")
-
-    def closure(self, context: Context, world: ClosureAgents | None = None) -> PolicyClosure:
-        """The trained policy as a closure, of its own world or of another one."""
-        world = self.world(context) if world is None else world
-        return load_policy(context.product(self) / "policy", world, self.learner.kind)
-
-    def curve(self, context: Context) -> dict[str, Any]:
+    def curve_of(self, path: Path) -> dict[str, Any]:
         """The learning curve: ``score``, the mean reward of an action before its offset, and ``steps`` of the solver.
 
         For training through the solver the score is minus the loss.
         """
-        points = read_curve(context.product(self) / "curve.jsonl")
+        points = read_curve(path) if path.exists() else []
         steps, returns = (np.array([point[name] for point in points]) for name in ("timesteps", "return"))
         if not isinstance(self.learner, GradientSettings):
             offset = 0.0 if self.agents.compat else OFFSET.get(self.agents.reward, 0.0)
@@ -277,3 +253,73 @@ class TrainedPolicy(Product):
             "score": ("update", returns, {"units": "1", "long_name": "mean score of an action"}),
             "steps": ("update", steps, {"units": "steps", "long_name": "solver steps of a single flow"}),
         }
+
+
+class TrainedPolicy(Product):
+    """A policy that the study trains, shared by every run that evaluates it."""
+
+    training: Training
+    """What is trained, and where."""
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        t = self.training
+        return f"{t.scenario.flow.title} train {t.learner.kind} seed {t.seed}"
+
+    def make(self, directory: Path, context: Context) -> None:
+        """Write ``policy.safetensors``, ``policy.json`` and ``curve.jsonl``."""
+        model = train(
+            world_of(self.training, context),
+            self.training.learner,
+            seed=self.training.seed,
+            checkpoint=context.checkpoint / "state.safetensors",
+            curve=directory / "curve.jsonl",
+            progress=context.progress,
+        )
+        model.save(directory / "policy")
+
+    def folder(self, context: Context) -> Path:
+        """Where the policy is."""
+        return context.product(self)
+
+
+class StoredPolicy(Config):
+    """A policy that the verb ``train`` has left in a folder."""
+
+    source: str
+    """The folder."""
+    sha256: str
+    """Of its weights: another policy in the same place is another run."""
+    training: Training
+    """How it was trained."""
+
+    @classmethod
+    def of(cls, folder: Path) -> StoredPolicy:
+        """The policy in a folder.
+
+        Raises:
+            InputError: there is none, or its record is damaged.
+        """
+        weights = folder / "policy.safetensors"
+        if not weights.exists():
+            raise InputError(f"--policy {folder}: holds no trained policy; szilard turbulence train writes one")
+        record = files.read_json(folder / "training.json")
+        training = from_options(Training, record, str(folder / "training.json"))
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        return cls(source=str(folder), sha256=digest, training=training)
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return self.source
+
+    def folder(self, context: Context) -> Path:
+        """Where the policy is."""
+        return Path(self.source)
+
+
+def world_of(training: Training, context: Context) -> ClosureAgents:
+    """The world that a policy is trained in."""
+    snapshots = snapshots_of(training.scenario).load(context)
+    return training.agents.world(training.scenario, snapshots, context.device)

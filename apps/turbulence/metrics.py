@@ -76,7 +76,8 @@ def reference_tail(reference: xr.Dataset) -> float:
 
 def finite(found: xr.Dataset) -> xr.DataArray:
     """Whether a simulation stayed finite up to its end, ``(..., start)``."""
-    return np.isfinite(found["enstrophy"].isel(time=-1))
+    last: xr.DataArray = found["enstrophy"].isel(time=-1).pipe(np.isfinite)
+    return last
 
 
 def chosen(training: xr.Dataset, reference: xr.Dataset, band: Band) -> int:

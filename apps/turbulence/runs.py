@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from apps.turbulence.ensemble import Sampling, simulate
-from apps.turbulence.learning import TrainedPolicy
+from apps.turbulence.learning import StoredPolicy, TrainedPolicy, load_policy, world_of
 from apps.turbulence.scenario import Discretisation, Scenario
 from apps.turbulence.snapshots import numbered, snapshots_of, truncated
 from core.errors import InputError
@@ -155,7 +155,7 @@ class ClosureEnsemble(Run):
         constants = self.closure.constants or (math.nan,)
         batch = starts.repeat(len(constants), 1, 1)
         # One number for each copy: all starts of the first constant, then those of the second.
-        values = torch.tensor(constants, dtype=torch.float64).repeat_interleave(len(starts))
+        values = torch.tensor(constants, dtype=starts.dtype, device=context.device).repeat_interleave(len(starts))
         model = self.closure.built(values if self.closure.constants else None)
         solver = self.scenario.grid.solver(
             self.scenario.flow, model, closure_every=self.closure.every, device=context.device
@@ -176,7 +176,7 @@ class PolicyEnsemble(Run):
 
     scenario: Scenario
     """Flow and grid."""
-    policy: TrainedPolicy
+    policy: TrainedPolicy | StoredPolicy
     """The policy; where it was trained is part of it."""
     sampling: SamplingSettings
     """When statistics are taken."""
@@ -190,14 +190,16 @@ class PolicyEnsemble(Run):
     @property
     def label(self) -> str:
         """Name on the screen."""
-        return f"{self.scenario.flow.title} {self.policy.learner.kind} seed {self.policy.seed} ({self.role})"
+        return f"{self.scenario.flow.title} on {self.scenario.grid.n} points: {self.policy.label} ({self.role})"
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """Statistics with the dim ``start`` in front; ``coefficient`` and ``gradient`` are of the last fields."""
-        world = self.policy.world(context)
-        if world.solver.case != self.scenario.flow.built() or self.policy.scenario.grid != self.scenario.grid:
+        training = self.policy.training
+        world = world_of(training, context)
+        if (training.scenario.flow, training.scenario.grid) != (self.scenario.flow, self.scenario.grid):
             world = world.moved(self.scenario.grid.solver(self.scenario.flow, device=context.device))
-        policy = self.policy.closure(context, world)
+        folder = self.policy.folder(context)
+        policy = load_policy(folder / "policy", world, training.learner.kind)
         found = simulate(
             world.solver,
             _starts(self.scenario, self.role, context),
@@ -216,7 +218,8 @@ class PolicyEnsemble(Run):
             gradient=(("copy", "x", "y"), gradient, {"units": "1", "long_name": "|grad omega| at the end"}),
         )
         found = _by_start(found, list(getattr(self.scenario, self.role)), [math.nan]).isel(constant=0, drop=True)
-        return found.assign(self.policy.curve(context))
+        found.attrs["action"] = training.agents.action
+        return found.assign(training.curve_of(folder / "curve.jsonl"))
 
 
 class ResolvedEnsemble(Run):
@@ -257,7 +260,7 @@ class ResolvedEnsemble(Run):
 
 def _starts(scenario: Scenario, role: Role, context: Context) -> Tensor:
     omega = numbered(snapshots_of(scenario).load(context), getattr(scenario, role))
-    return truncated(omega, scenario.grid.n)
+    return truncated(omega, scenario.grid.n, getattr(torch, scenario.grid.dtype))
 
 
 def _by_start(found: xr.Dataset, starts: Sequence[int], constants: Sequence[float]) -> xr.Dataset:

@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from apps.turbulence.checkpoint import Checkpoint
+from apps.turbulence.ensemble import Advance, Progress
 from apps.turbulence.scenario import DirectSimulation, FieldFiles, FlowSettings, Scenario, Shipped, SnapshotSource
 from core import files
 from core.errors import InputError
@@ -45,7 +46,13 @@ class Snapshots(Product):
     def make(self, directory: Path, context: Context) -> None:
         """Write ``snapshots.nc``."""
         if isinstance(self.source, DirectSimulation):
-            omega = simulate_directly(self.flow, self.source, context)
+            omega = simulate_directly(
+                self.flow,
+                self.source,
+                device=context.device,
+                checkpoint=context.checkpoint / "dns.safetensors",
+                progress=context.progress,
+            )
         else:
             omega = given(self.flow, self.source)
         write_snapshots(directory / "snapshots.nc", omega, self.label)
@@ -104,6 +111,8 @@ def given(flow: FlowSettings, source: Shipped | FieldFiles) -> np.ndarray:
     Raises:
         InputError: files that cannot be used.
     """
+    omega: np.ndarray
+    width: float | None
     if isinstance(source, Shipped):
         omega, width = shipped_snapshots(), FILTER_WIDTH
     else:
@@ -128,12 +137,31 @@ def random_start(solver: Solver, seed: int) -> FlowState:
     return solver.start(START_STD * omega / omega.std())
 
 
-def simulate_directly(flow: FlowSettings, source: DirectSimulation, context: Context) -> np.ndarray:
-    """The snapshots of a direct simulation; goes on from the last snapshot after a kill."""
-    solver = source.grid.solver(flow, device=context.device)
-    checkpoint = Checkpoint(context.checkpoint / "dns.safetensors")
+@torch.no_grad()
+def simulate_directly(
+    flow: FlowSettings,
+    source: DirectSimulation,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """The snapshots ``(count, keep, keep)`` of a direct simulation from a random start.
+
+    Args:
+        flow: the flow.
+        source: grid, times and seed.
+        device: where to compute.
+        checkpoint: file from which an interrupted simulation goes on, bit for bit.
+        progress: told the share done and a message.
+
+    Raises:
+        InputError: the simulation blew up, or its time step is too large.
+    """
+    solver = source.grid.solver(flow, device=device)
+    file = Checkpoint(checkpoint)
     steps = [round(source.spin_up / source.grid.dt)] + [round(source.spacing / source.grid.dt)] * (source.count - 1)
-    held = checkpoint.load()
+    held = file.load()
     if held is None:
         state, kept, leg, done = random_start(solver, source.seed), [], 0, 0
     else:
@@ -144,16 +172,16 @@ def simulate_directly(flow: FlowSettings, source: DirectSimulation, context: Con
     while leg < source.count:
         while done < steps[leg]:
             now = min(chunk, steps[leg] - done)
-            with torch.no_grad():
-                state = advance(state, now)
+            state = advance(state, now)
             done += now
             solver.check_cfl(state)
             if not bool(torch.isfinite(state.vorticity_hat).all()):
                 raise InputError(f"dns: the simulation blew up; dt = {source.grid.dt} is too large or n too small")
             so_far = sum(steps[:leg]) + done
-            context.progress(so_far / total, f"t = {so_far * source.grid.dt:.1f}")
-            if checkpoint.due:
-                checkpoint.save(_record(state, kept, leg, done))
+            if progress is not None:
+                progress(so_far / total, f"t = {so_far * source.grid.dt:.1f}")
+            if file.due:
+                file.save(_record(state, kept, leg, done))
         kept.append(Grid(source.keep).to_physical(resample(state.vorticity_hat[0].cpu(), source.keep)).float())
         leg, done = leg + 1, 0
     return torch.stack(kept).numpy()
@@ -165,7 +193,7 @@ def _record(state: FlowState, kept: list[Tensor], leg: int, done: int) -> dict[s
     return {"vorticity_hat": state.vorticity_hat, "advection": state.advection, "kept": fields, **progress}
 
 
-def _stepper(solver: Solver, source: DirectSimulation):  # type: ignore[no-untyped-def]
+def _stepper(solver: Solver, source: DirectSimulation) -> Advance:
     if source.backend == "torch":
         return solver.advance
     from simulators.turbulence.jaxcfd_backend import advance

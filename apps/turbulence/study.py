@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import numpy as np
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 
 from apps.turbulence import figures
 from apps.turbulence.claims import CLAIMS, ClaimId, Evidence, decide
-from apps.turbulence.learning import Agents, Learner, PPOSettings, TrainedPolicy
+from apps.turbulence.learning import Agents, Learner, PPOSettings, StoredPolicy, TrainedPolicy, Training
 from apps.turbulence.runs import (
     ClosureEnsemble,
     ClosureSettings,
@@ -34,6 +35,17 @@ class Arm(Config):
     """What they see, do and are paid for."""
     learner: Learner = PPOSettings()
     """How they learn."""
+    stored: tuple[StoredPolicy, ...] = ()
+    """Policies that are there already; then nothing is trained."""
+
+    def policies(self, scenario: Scenario, seeds: int) -> list[TrainedPolicy | StoredPolicy]:
+        """Those that are there, or one for each training seed."""
+        if self.stored:
+            return list(self.stored)
+        return [
+            TrainedPolicy(training=Training(scenario=scenario, agents=self.agents, learner=self.learner, seed=seed))
+            for seed in range(seeds)
+        ]
 
 
 class Comparison(Scenario):
@@ -50,7 +62,7 @@ class Comparison(Scenario):
 
     @model_validator(mode="after")
     def _named(self) -> Self:
-        names = [x.name for x in (*self.closures, *self.arms)]
+        names = [c.name for c in self.closures] + [arm.name for arm in self.arms]
         if not names or len(set(names)) < len(names):
             raise InputError(f"scenario {self.name}: needs closures or arms, each with a name of its own")
         for arm in self.arms:
@@ -85,6 +97,8 @@ class TurbulenceStudy(Study):
     """How long the trained agents are simulated; 0 as long as the others."""
     scenarios: tuple[Comparison, ...] = Field(min_length=1)
     """The flows and what is compared in them."""
+    transfer: tuple[str, ...] = ()
+    """Scenarios whose trained agents and tuned constants are also simulated in all others."""
     claims: tuple[ClaimId, ...] = CLAIMS
     """The claims to decide, on the first scenario."""
 
@@ -93,8 +107,16 @@ class TurbulenceStudy(Study):
         names = [s.name for s in self.scenarios]
         if len(set(names)) < len(names):
             raise InputError("scenarios: two have the same name")
+        for name in self.transfer:
+            if name not in names:
+                raise InputError(f"transfer = {name}: must be one of the scenarios {', '.join(names)}")
         self.sampling.sampling(self.long)
         return self
+
+    def movers(self, s: Comparison) -> list[tuple[Comparison, Arm]]:
+        """The arms of other scenarios that are simulated in this one."""
+        sources = [other for other in self.scenarios if other.name in self.transfer and other.name != s.name]
+        return [(source, arm) for source in sources for arm in source.arms]
 
     def closure_run(self, s: Comparison, closure: ClosureSettings, *, training: bool = False) -> ClosureEnsemble:
         """The run of a closure."""
@@ -106,18 +128,19 @@ class TurbulenceStudy(Study):
             reference=ReferenceStatistics(scenario=s.scenario),
         )
 
-    def policy_runs(self, s: Comparison, arm: Arm) -> list[PolicyEnsemble]:
-        """The runs of an arm, one a training seed."""
+    def policy_runs(self, s: Comparison, arm: Arm, source: Comparison | None = None) -> list[PolicyEnsemble]:
+        """The runs of an arm, one a training seed; it was trained in ``source``, or here."""
         reference = ReferenceStatistics(scenario=s.scenario)
-        policies = [
-            TrainedPolicy(scenario=s.scenario, agents=arm.agents, learner=arm.learner, seed=seed)
-            for seed in range(self.seeds)
-        ]
+        trained = s if source is None else source
         return [
             PolicyEnsemble(
-                scenario=s.scenario, policy=policy, sampling=self.sampling, long=self.long, reference=reference
+                scenario=s.scenario,
+                policy=policy,
+                sampling=self.sampling,
+                long=self.long if source is None else 0.0,
+                reference=reference,
             )
-            for policy in policies
+            for policy in arm.policies(trained.scenario, self.seeds)
         ]
 
     def resolved_run(self, s: Comparison) -> ResolvedEnsemble | None:
@@ -132,6 +155,7 @@ class TurbulenceStudy(Study):
         found: list[Run] = []
         for s in self.scenarios:
             found += [run for arm in s.arms for run in self.policy_runs(s, arm)]
+            found += [run for source, arm in self.movers(s) for run in self.policy_runs(s, arm, source)]
             found += [self.closure_run(s, c, training=True) for c in s.closures if len(c.constants) > 1]
             found += [self.closure_run(s, c) for c in s.closures]
             resolved = self.resolved_run(s)
@@ -142,9 +166,8 @@ class TurbulenceStudy(Study):
         """Table, claims, figures and data of the study."""
         table: list[Row] = []
         drawn = []
-        notes: list[str] = []
         groups: dict[str, xr.Dataset] = {}
-        first: Evidence | None = None
+        collected: dict[str, Evidence] = {}
         for s in self.scenarios:
             reference = results[ReferenceStatistics(scenario=s.scenario)]
             learned = {arm.name: [results[run] for run in self.policy_runs(s, arm)] for arm in s.arms}
@@ -158,14 +181,33 @@ class TurbulenceStudy(Study):
                 s.band,
                 max(self.long, self.sampling.duration) if self.long else 0.0,
             )
-            first = first or evidence
+            collected[s.name] = evidence
             resolved = self.resolved_run(s)
             truth = None if resolved is None else results[resolved]
-            table += rows_of(s.name, evidence, learned)
             drawn += figures.of_scenario(s.name, evidence, learned, truth)
             groups |= _data(s.name, evidence, learned)
-        assert first is not None
-        return Analysis(table, decide(first, self.claims), drawn, xr.DataTree.from_dict(groups), [*notes, *MEASURES])
+            moved = {
+                f"{arm.name} from {source.name}": [results[run] for run in self.policy_runs(s, arm, source)]
+                for source, arm in self.movers(s)
+            }
+            table += rows_of(s.name, evidence, learned | moved)
+        for s in self.scenarios:
+            table += self._borrowed(s, collected)
+        if self.transfer:
+            drawn.append(figures.transfer_matrix(table, [s.name for s in self.scenarios]))
+        first = next(iter(collected.values()))
+        return Analysis(table, decide(first, self.claims), drawn, xr.DataTree.from_dict(groups), list(MEASURES))
+
+    def _borrowed(self, s: Comparison, collected: dict[str, Evidence]) -> list[Row]:
+        """The rows of closures whose constants were tuned in another scenario."""
+        here, found = collected[s.name], {}
+        for source in (other for other in self.scenarios if other.name in self.transfer and other.name != s.name):
+            for name, (settings, data) in here.closures.items():
+                theirs = collected[source.name].closures.get(name)
+                if len(settings.constants) > 1 and theirs is not None and theirs[0].constants == settings.constants:
+                    place = collected[source.name].place(name)
+                    found[f"{name} from {source.name}"] = [data.isel(constant=place)]
+        return rows_of(s.name, replace(here, closures={}), found)
 
 
 def _data(scenario: str, evidence: Evidence, learned: dict[str, list[xr.Dataset]]) -> dict[str, xr.Dataset]:

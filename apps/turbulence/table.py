@@ -56,9 +56,9 @@ def rows_of(scenario: str, evidence: Evidence, learned: Mapping[str, Sequence[xr
     """The rows of a scenario, closures first, then what was learned."""
     groups: dict[str, list[xr.Dataset]] = {}
     for name, (settings, _) in evidence.closures.items():
-        found = evidence.evaluated(name)
-        tuned = f" ({float(found['constant']):g})" if settings.constants else ""
-        groups[f"{name}{tuned}"] = [found]
+        chosen = evidence.evaluated(name)
+        tuned = f" ({float(chosen['constant']):g})" if settings.constants else ""
+        groups[f"{name}{tuned}"] = [chosen]
     groups |= {name: list(found) for name, found in learned.items()}
     rows = []
     for method, found in groups.items():

@@ -6,5 +6,15 @@ from core.rl.policy import LearnedPolicy
 from core.rl.ppo import PPO, Minibatch
 from core.rl.resume import ResumeCallback
 from core.rl.subpo import SubPO
+from core.rl.vracer import VRACER
 
-__all__ = ["PPO", "KLPenaltyPPO", "LearnedPolicy", "Minibatch", "ResumeCallback", "SubPO", "TrainingDiverged"]
+__all__ = [
+    "PPO",
+    "VRACER",
+    "KLPenaltyPPO",
+    "LearnedPolicy",
+    "Minibatch",
+    "ResumeCallback",
+    "SubPO",
+    "TrainingDiverged",
+]

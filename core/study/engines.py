@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 
+from core.allocator import keep_freed_memory
 from core.errors import InputError, require
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -150,6 +151,7 @@ class LocalEngine:
 
 def _start_worker(parent: int, stop: Event) -> None:
     """Leave Ctrl-C to the parent, and end when it is gone or says so, whatever the run is doing."""
+    keep_freed_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
@@ -222,4 +224,5 @@ def _knock(address: str) -> None:
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    keep_freed_memory()
     return function(*arguments)

@@ -23,8 +23,8 @@ def advection(grid: Grid, dealias: Dealias | Tensor) -> tuple[Advection, Tensor]
     modes of |kx| or |ky| above N/3; ``skew_none`` is the mean of the advective and the conservative form without any
     de-aliasing. A mask ``(N, N/2+1)`` keeps what it says.
 
-    The first two use the form of two products, (d_xx - d_yy)(uv) + d_xy(v^2 - u^2), which equals u.grad omega where
-    the products are free of aliases.
+    All but ``skew_none`` use the form of two products, (d_xx - d_yy)(uv) + d_xy(v^2 - u^2), which equals u.grad omega
+    where the products are free of aliases; modes that are not kept must be 0 before.
 
     Returns:
         The function ``(..., N, N/2+1) -> (..., N, N/2+1)``, and the mask of the modes kept.
@@ -36,64 +36,40 @@ def advection(grid: Grid, dealias: Dealias | Tensor) -> tuple[Advection, Tensor]
         if dealias.shape != grid.k2.shape:
             raise InputError(f"dealias: mask of shape {tuple(dealias.shape)}: must be {tuple(grid.k2.shape)}")
         mask = dealias.to(grid.device).bool() & grid.resolved
-        return _two_products(grid, mask), mask
+        return _two_products(grid, mask, grid.n), mask
     if dealias == "padded":
-        return _padded(grid), grid.resolved
+        return _two_products(grid, grid.resolved, 3 * grid.n // 2), grid.resolved
     if dealias == "two_thirds":
         mask = (grid.kx.abs() <= (grid.n - 1) // 3) & (grid.ky <= (grid.n - 1) // 3)
-        return _two_products(grid, mask), mask
+        return _two_products(grid, mask, grid.n), mask
     if dealias == "skew_none":
         return _skew(grid), grid.resolved
     raise InputError(f"dealias = {dealias!r}: must be one of {', '.join(get_args(Dealias))}, or a mask")
 
 
-def _velocity_operator(grid: Grid) -> Tensor:
-    """``(2, 1, N, N/2+1)`` from the spectrum of omega to those of u and v."""
-    return torch.stack((grid.dy * grid.inverse_k2, -grid.dx * grid.inverse_k2)).unsqueeze(1)
-
-
-def _product_operators(grid: Grid) -> tuple[Tensor, Tensor]:
-    """What the spectra of uv and of v^2 - u^2 are multiplied by."""
-    return grid.dx**2 - grid.dy**2, grid.dx * grid.dy
-
-
-def _products(velocity: Tensor) -> Tensor:
-    """(uv, v^2 - u^2) of stacked (u, v)."""
-    u, v = velocity.unbind(0)
-    return torch.stack((u * v, (v - u) * (v + u)))
-
-
-def _two_products(grid: Grid, mask: Tensor) -> Advection:
-    to_velocity = _velocity_operator(grid)
-    to_uv, to_squares = (operator * mask for operator in _product_operators(grid))
-    shape = (grid.n, grid.n)
-
-    def apply(vorticity_hat: Tensor) -> Tensor:
-        velocity = torch.fft.irfft2(to_velocity * vorticity_hat.unsqueeze(0), s=shape)
-        uv, squares = torch.fft.rfft2(_products(velocity)).unbind(0)
-        return torch.addcmul(to_uv * uv, to_squares, squares)
-
-    return apply
-
-
-def _padded(grid: Grid) -> Advection:
+def _two_products(grid: Grid, mask: Tensor, fine: int) -> Advection:
+    """The form of two products on ``fine`` points a side, from and to the modes of the mask."""
     n, half = grid.n, grid.n // 2
-    fine = 3 * n // 2
-    to_velocity = _velocity_operator(grid)[..., :half] * (fine / n) ** 2
-    # The rows of the Nyquist wavenumber come back as 0: their products are not kept.
-    to_uv, to_squares = (
-        (operator * grid.resolved)[..., :half] * (n / fine) ** 2 for operator in _product_operators(grid)
-    )
+    # Transforms along x are of the columns that hold something, and these lie along memory: see the .mT.
+    columns = int(mask.any(0).nonzero().max()) + 1
+    to_velocity = (grid.to_velocity[..., :columns].mT / n**2).unsqueeze(1).contiguous()
+    # The advection is the curl of the divergence of the stress u_i u_j.
+    from_stress = (grid.to_curl * mask)[..., :columns].mT * (n / fine) ** 2
+    from_squares, from_uv = 0.5 * from_stress[0].contiguous(), from_stress[1].contiguous()
 
     def apply(vorticity_hat: Tensor) -> Tensor:
-        spectra = to_velocity * vorticity_hat[..., :half].unsqueeze(0)
-        padded = spectra.new_zeros(*spectra.shape[:-2], fine, fine // 2 + 1)
-        padded[..., :half, :half] = spectra[..., :half, :]
-        padded[..., fine - half :, :half] = spectra[..., half:, :]
-        products = torch.fft.rfft2(_products(torch.fft.irfft2(padded, s=(fine, fine))))
-        kept = torch.cat((products[..., :half, :half], products[..., fine - half :, :half]), dim=-2)
-        uv, squares = kept.unbind(0)
-        return torch.nn.functional.pad(torch.addcmul(to_uv * uv, to_squares, squares), (0, 1))
+        spectra = to_velocity * vorticity_hat[..., :columns].mT
+        if fine > n:
+            gap = spectra.new_zeros(*spectra.shape[:-1], fine - n)
+            spectra = torch.cat((spectra[..., :half], gap, spectra[..., half:]), dim=-1)
+        u, v = torch.fft.irfft(torch.fft.ifft(spectra, norm="forward").mT, n=fine, norm="forward").unbind(0)
+        along_y = torch.fft.rfft(torch.stack(((u - v) * (u + v), u * v)))
+        products = torch.fft.fft(along_y[..., :columns].mT)
+        if fine > n:
+            products = torch.cat((products[..., :half], products[..., fine - half :]), dim=-1)
+        squares, uv = products.unbind(0)
+        advected = torch.addcmul(from_squares * squares, from_uv, uv)
+        return torch.nn.functional.pad(advected.mT, (0, half + 1 - columns))
 
     return apply
 

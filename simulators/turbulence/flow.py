@@ -24,9 +24,11 @@ class Flow:
         self.grid = grid
         self.vorticity_hat = vorticity_hat
 
-    def _physical(self, *spectra: Tensor) -> tuple[Tensor, ...]:
-        """Several spectra in one transform."""
-        return self.grid.to_physical(torch.stack(spectra)).unbind(0)
+    def _physical(self, operators: Tensor) -> Tensor:
+        """What several operators ``(K, N, N/2+1)`` make of omega, ``(K, ..., N, N)``, in one transform."""
+        copies = self.vorticity_hat.dim() - 2
+        spectra = operators.unflatten(0, (-1, *(1,) * copies)) * self.vorticity_hat
+        return self.grid.to_physical(spectra)
 
     @cached_property
     def vorticity(self) -> Tensor:
@@ -51,40 +53,34 @@ class Flow:
     @cached_property
     def velocity(self) -> tuple[Tensor, Tensor]:
         """(u, v)."""
-        u, v = self._physical(*self.velocity_hat)
+        u, v = self._physical(self.grid.to_velocity).unbind(0)
         return u, v
 
     @cached_property
     def velocity_gradient(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(u_x, u_y, v_x, v_y); v_y = -u_x."""
-        u, v = self.velocity_hat
-        u_x, u_y, v_x = self._physical(self.grid.dx * u, self.grid.dy * u, self.grid.dx * v)
-        return u_x, u_y, v_x, -u_x
+        (u_x, shear), turn = self.strain, 0.5 * self.vorticity
+        return u_x, shear - turn, shear + turn, -u_x
 
     @cached_property
-    def strain(self) -> tuple[Tensor, Tensor]:
-        """(S11, S12) of the strain rate: S11 = du/dx = -S22, S12 = (du/dy + dv/dx)/2."""
-        u, v = self.velocity_hat
-        s11, s12 = self._physical(self.grid.dx * u, 0.5 * (self.grid.dy * u + self.grid.dx * v))
-        return s11, s12
+    def strain(self) -> Tensor:
+        """(S11, S12) of the strain rate, ``(2, ..., N, N)``: S11 = du/dx = -S22, S12 = (du/dy + dv/dx)/2."""
+        return self._physical(self.grid.to_strain)
 
     @cached_property
     def strain_norm(self) -> Tensor:
         """|S| = 2 sqrt(S11^2 + S12^2)."""
-        s11, s12 = self.strain
-        return 2 * torch.sqrt(s11**2 + s12**2)
+        return 2 * _length(self.strain)
 
     @cached_property
-    def vorticity_gradient(self) -> tuple[Tensor, Tensor]:
-        """(d omega/dx, d omega/dy)."""
-        w_x, w_y = self._physical(self.grid.dx * self.vorticity_hat, self.grid.dy * self.vorticity_hat)
-        return w_x, w_y
+    def vorticity_gradient(self) -> Tensor:
+        """(d omega/dx, d omega/dy), ``(2, ..., N, N)``."""
+        return self._physical(self.grid.to_gradient)
 
     @cached_property
     def gradient_norm(self) -> Tensor:
         """|grad omega|."""
-        w_x, w_y = self.vorticity_gradient
-        return torch.sqrt(w_x**2 + w_y**2)
+        return _length(self.vorticity_gradient)
 
     @cached_property
     def laplacian(self) -> Tensor:
@@ -101,18 +97,21 @@ class Flow:
     @cached_property
     def energy(self) -> Tensor:
         """<u^2 + v^2>/2 of each copy, ``(...)``."""
-        return self._mean_square(self.grid.inverse_k2)
+        return self._summed(self.grid.to_mean_square[1])
 
     @cached_property
     def enstrophy(self) -> Tensor:
         """<omega^2>/2 of each copy, ``(...)``."""
-        return self._mean_square(torch.ones_like(self.grid.k2))
+        return self._summed(self.grid.to_mean_square[0])
 
-    def _mean_square(self, weight: Tensor) -> Tensor:
-        """Half the mean square of omega, mode by mode times ``weight`` (Parseval)."""
-        twice = torch.where((self.grid.ky > 0) & (self.grid.ky < self.grid.n / 2), 2.0, 1.0)
-        power = self.vorticity_hat.real**2 + self.vorticity_hat.imag**2
-        return 0.5 * (power * weight * twice).sum((-2, -1)) / self.grid.n**4
+    def _summed(self, weights: Tensor) -> Tensor:
+        """The squared real and imaginary parts ``(..., N, N+2)`` of the modes of omega, weighed (Parseval)."""
+        return (torch.view_as_real(self.vorticity_hat).square().flatten(-2) * weights).sum((-2, -1))
+
+
+def _length(vector: Tensor) -> Tensor:
+    x, y = vector.unbind(0)
+    return torch.addcmul(x.square(), y, y).sqrt()
 
 
 def stress_curl(grid: Grid, tau11: Tensor, tau12: Tensor, tau22: Tensor | None = None) -> Tensor:
@@ -127,6 +126,22 @@ def stress_curl(grid: Grid, tau11: Tensor, tau12: Tensor, tau22: Tensor | None =
         tau12: likewise.
         tau22: likewise; None for a traceless stress, -tau11.
     """
-    difference = 2 * tau11 if tau22 is None else tau11 - tau22
-    normal, shear = grid.to_spectral(torch.stack((difference, tau12))).unbind(0)
-    return -grid.dx * grid.dy * normal + (grid.dx**2 - grid.dy**2) * shear
+    normal = tau11 if tau22 is None else 0.5 * (tau11 - tau22)
+    return _curl(grid, torch.stack((normal, tau12)))
+
+
+def viscous_curl(flow: Flow, viscosity: Tensor) -> Tensor:
+    """``stress_curl`` of tau_ij = -2 nu S_ij, products not de-aliased.
+
+    Args:
+        flow: of N points.
+        viscosity: nu, ``(..., N, N)`` or what broadcasts to it.
+    """
+    return _curl(flow.grid, -2 * viscosity * flow.strain)
+
+
+def _curl(grid: Grid, deviator: Tensor) -> Tensor:
+    """``stress_curl`` of stacked (tau11 - tau22)/2 and tau12."""
+    from_normal, from_shear = grid.to_curl.unbind(0)
+    normal, shear = grid.to_spectral(deviator).unbind(0)
+    return torch.addcmul(from_normal * normal, from_shear, shear)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -56,6 +57,40 @@ class Grid:
         self.resolved = inside_x & inside_y
         self.dx = 1j * self.kx * inside_x
         self.dy = 1j * self.ky * inside_y
+
+    # The operators below are made once: at small N building them costs as much as the transforms that they serve.
+
+    @cached_property
+    def to_velocity(self) -> Tensor:
+        """``(2, N, N/2+1)`` from the spectrum of omega to those of u and v."""
+        return self._operators(self.dy * self.inverse_k2, -self.dx * self.inverse_k2)
+
+    @cached_property
+    def to_gradient(self) -> Tensor:
+        """``(2, N, N/2+1)`` from a spectrum to those of its derivatives along x and y."""
+        return self._operators(self.dx, self.dy)
+
+    @cached_property
+    def to_strain(self) -> Tensor:
+        """``(2, N, N/2+1)`` from the spectrum of omega to those of S11 = u_x and S12 = (u_y + v_x)/2."""
+        return self._operators(self.dx * self.dy * self.inverse_k2, 0.5 * (self.dy**2 - self.dx**2) * self.inverse_k2)
+
+    @cached_property
+    def to_curl(self) -> Tensor:
+        """``(2, N, N/2+1)``: the spectra of (tau11 - tau22)/2 and tau12 times these add up to that of curl(div tau)."""
+        return self._operators(-2 * self.dx * self.dy, self.dx**2 - self.dy**2)
+
+    @cached_property
+    def to_mean_square(self) -> tuple[Tensor, Tensor]:
+        """``(1, N+2)`` and ``(N, N+2)``: squared real and imaginary parts times these add up to enstrophy and energy."""
+        with torch.inference_mode(False):
+            twice = torch.where((self.ky > 0) & (self.ky < self.n / 2), 2.0, 1.0).to(self.dtype)
+            halves = (0.5 / self.n**4 * twice).repeat_interleave(2, -1)
+            return halves, halves * self.inverse_k2.repeat_interleave(2, -1)
+
+    def _operators(self, *parts: Tensor) -> Tensor:
+        with torch.inference_mode(False):  # a cached tensor must also serve a later backward pass
+            return torch.stack([part.to(self.complex_dtype).expand_as(self.k2) for part in parts])
 
     def to_spectral(self, field: Tensor) -> Tensor:
         """``(..., N, N)`` to ``(..., N, N/2+1)``."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from core.errors import InputError
+from simulators.turbulence.diagnostics.spectra import weighted_error
 
 RewardKind = Literal["z1", "zc", "ze", "zlog", "zrms", "k1", "kc", "ke"]
 """``z`` compares enstrophy spectra, ``k`` energy spectra."""
@@ -16,9 +18,7 @@ SMALLEST = 1e-30
 """What a spectrum is at least, before its logarithm is taken."""
 STEEPEST = 40.0
 """Exponent of ``ze`` at most: beyond it single precision overflows."""
-FLOOR = 1e-12
-"""Of the squared error: a spectrum that meets the reference exactly does not pay without end."""
-OFFSET: dict[RewardKind, float] = {"zlog": 5.0, "zrms": 2.0}
+OFFSET: dict[RewardKind, float] = {"zlog": 5.0, "zrms": 2.0, "zc": 10.0, "kc": 10.0, "ze": 100.0, "ke": 100.0}
 """What is added to a reward that is negative on every step, so that ending early never pays; then it is cut at 0."""
 
 
@@ -40,21 +40,14 @@ def spectral_reward(spectrum: Tensor, reference: Tensor, kind: RewardKind) -> Te
     Raises:
         InputError: an unknown kind.
     """
-    k = torch.arange(spectrum.shape[-1], dtype=spectrum.dtype, device=spectrum.device)
     ratio = torch.log(spectrum.clamp(min=SMALLEST)) - torch.log(reference.clamp(min=SMALLEST))
-    difference = spectrum - reference
-
-    def total(x: Tensor) -> Tensor:
-        return x.flatten(1).sum(1)
-
-    if kind in ("z1", "k1"):
-        return 1 / total((k * difference) ** 2).clamp(min=FLOOR)
+    if kind in ("z1", "k1", "zlog"):
+        error = weighted_error(spectrum, reference).reshape(len(spectrum), -1).sum(1)
+        return -torch.log10(error) if kind == "zlog" else 1 / error
     if kind in ("zc", "kc"):
-        return -total(difference**2)
+        return -(spectrum - reference).square().flatten(1).sum(1)
     if kind in ("ze", "ke"):
-        return -total(torch.exp((ratio**2).clamp(max=STEEPEST)) ** 2).sqrt()
-    if kind == "zlog":
-        return -torch.log10(total((k * difference) ** 2).clamp(min=FLOOR))
+        return -torch.exp(ratio.square().clamp(max=STEEPEST)).flatten(1).norm(dim=1)
     if kind == "zrms":
-        return -(total((ratio / torch.log(ratio.new_tensor(10.0))) ** 2) / ratio[0].numel()).sqrt()
+        return -ratio[..., 1:].square().flatten(1).mean(1).sqrt() / math.log(10)
     raise InputError(f"reward = {kind!r}: must be one of {', '.join(REWARD_KINDS)}")

@@ -48,10 +48,10 @@ def observed(flow: Flow, kind: StateKind, agents: int, *, stacked: bool = False,
     """What agents x agents agents see, in the domain's units.
 
     ``invariant`` has the invariants of the velocity gradient (S symmetric, W antisymmetric part), |grad omega|^2, and
-    those of the Hessian H of omega, each by its signed square root (their squares have tails that no scaling tames): it does not change when the flow is shifted or turned; ``invariants`` leaves out
-    the spectrum, and is the same on every grid. The invariants of
-    second derivatives of the other kinds are those of the matrix [[u_xx, v_xx], [u_yy, v_yy]] (``...gradgrad``) or
-    [[u_xx, u_xy], [v_xy, v_yy]], which are no tensors: a quarter turn changes them.
+    those of the Hessian H of omega, each by its signed square root (the squares have tails that no scaling tames): it
+    does not change when the flow is shifted or turned. ``invariants`` leaves out the spectrum, and is the same on every
+    grid. The invariants of second derivatives of the other kinds are those of the matrix [[u_xx, v_xx], [u_yy, v_yy]]
+    (``...gradgrad``) or [[u_xx, u_xy], [v_xy, v_yy]], which are no tensors: a quarter turn changes them.
 
     Args:
         flow: of B copies.

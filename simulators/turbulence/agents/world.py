@@ -19,7 +19,7 @@ from simulators.turbulence.agents import states
 from simulators.turbulence.agents.interpolation import Interpolation, interpolation_matrix
 from simulators.turbulence.agents.rewards import OFFSET, REWARD_KINDS, RewardKind, spectral_reward
 from simulators.turbulence.agents.states import STATE_KINDS, StateKind
-from simulators.turbulence.closures import eddy_viscosity_term
+from simulators.turbulence.closures import NoClosure, eddy_viscosity_term
 from simulators.turbulence.diagnostics.spectra import energy_spectrum, enstrophy_spectrum
 from simulators.turbulence.flow import Flow
 from simulators.turbulence.grid import Grid, resample
@@ -63,7 +63,7 @@ class ClosureAgents:
 
     An action c becomes a field by interpolation between the agents, and the eddy viscosity
     nu_e(x, y) = c D^3 <|grad omega|> (``leith``) or c D^2 sqrt(<|S|^2>) (``smagorinsky``), D = 2 pi/N; negative c are
-    local backscatter. A flow that is no longer finite, or of more than ``failure`` times the reference's enstrophy,
+    local backscatter. A flow that is no longer finite, or of more than ``failure`` times the starts' mean enstrophy,
     has failed: it terminates with no reward (no step pays less, so no path is worse than failing).
 
     Attributes:
@@ -80,15 +80,16 @@ class ClosureAgents:
         positivity: leave c as it is, cut it at 0, or make it positive smoothly.
         stacked_state: see the spectra along x and y one after the other.
         shift: begin at a random place of the flow, in whole periods of the forcing.
-        failure: see above.
+        failure: see above; above 0.
         compat: as in the code of Mojgani et al.: the state keeps a slot of zeros, no offset, a failure pays -1e4, and
             the last of ``horizon`` rewards is the mean of the episode's.
         horizon: actions of an episode; ``compat`` needs it.
         mean: ``(S,)`` what is taken off an observation; by default of the starts.
-        std: ``(S,)`` what it is then divided by.
+        std: ``(S,)`` what it is then divided by; given together with the mean, or not.
 
     Raises:
-        InputError: agents that do not divide the grid, an unknown kind, or a reference of another length.
+        InputError: a value out of its range, an unknown kind, tensors of another shape or not finite, or a solver that
+            has a closure.
     """
 
     solver: Solver
@@ -123,14 +124,30 @@ class ClosureAgents:
             raise InputError("reference: must be finite and above 0 at every wavenumber")
         if self.starts.dim() != 3 or self.starts.shape[1:] != (n, n) or len(self.starts) < 1:
             raise InputError(f"starts of shape {tuple(self.starts.shape)}: must be (F, {n}, {n})")
+        if not isinstance(self.solver.closure, NoClosure):
+            raise InputError("solver: has a closure, which the agents are to be; give one without")
+        interpolation_matrix(n, self.agents_per_side, self.interpolation)
+        self._check_numbers()
+        if not 0 < float(self._enstrophy_limit) < math.inf:
+            raise InputError("starts: must be finite and not all at rest")
+        self._check_stability()
+
+    def _check_numbers(self) -> None:
         if self.steps_per_action < 1 or self.spin_up < 0:
             raise InputError(
                 f"steps_per_action = {self.steps_per_action}, spin_up = {self.spin_up}: must be at least 1 and 0"
             )
+        if not 0 < self.failure < math.inf:
+            raise InputError(f"failure = {self.failure}: must be above 0 and finite")
+        if self.horizon is not None and self.horizon < 1:
+            raise InputError(f"horizon = {self.horizon}: must be at least 1, or None")
         if self.compat and self.horizon is None:
             raise InputError("compat: the mean paid at the end needs a horizon")
-        interpolation_matrix(n, self.agents_per_side, self.interpolation)
-        self._check_stability()
+        shapes = [None if x is None else tuple(x.shape) for x in (self.mean, self.std)]
+        if shapes not in ([None] * 2, [(len(self.state_names),)] * 2):
+            raise InputError(f"mean, std of shapes {shapes}: must both be ({len(self.state_names)},), or both None")
+        if self.std is not None and not bool((self.std > 0).all()):
+            raise InputError("std: must be above 0 everywhere")
 
     def _check_stability(self) -> None:
         """Forward Euler needs nu_e k_max^2 dt < 2: say so before a simulation blows up for that reason."""
@@ -186,6 +203,10 @@ class ClosureAgents:
         grid = self.solver.grid
         matrix = interpolation_matrix(grid.n, self.agents_per_side, self.interpolation)
         return matrix.to(grid.device, grid.dtype)
+
+    @cached_property
+    def _reference(self) -> Tensor:
+        return self.reference.to(self.solver.grid.device, self.solver.grid.dtype)
 
     @cached_property
     def _starts_hat(self) -> Tensor:
@@ -255,7 +276,8 @@ class ClosureAgents:
             noise: not used.
 
         Returns:
-            Step with info ``spectrum``, ``score`` (the reward before any offset), ``energy`` and ``enstrophy``.
+            Step with info ``spectrum``, ``score`` (the reward before any offset; of a failed flow the least that is
+            paid for), ``energy`` and ``enstrophy``.
 
         Raises:
             InputError: an action of another shape.
@@ -266,28 +288,31 @@ class ClosureAgents:
         following = self.advance(state.flow, field, self.steps_per_action)
         flow = self.solver.flow(following)
         spectrum = self.spectrum(flow.vorticity_hat)
-        score = spectral_reward(spectrum, self.reference.to(spectrum), self.reward)
+        score = spectral_reward(spectrum, self._reference, self.reward)
         failed = ~(flow.enstrophy < self._enstrophy_limit) | ~torch.isfinite(score)
+        score = score.masked_fill(failed, -self._offset)
         clock = state.clock + 1
         reward = self._paid(score, failed, state.earned, clock)
         kept = AgentsState(following, clock, state.earned + reward)
         before = AgentsState(state.flow, clock, state.earned)
         info = {
-            "spectrum": torch.where(tree.expand_mask(failed, spectrum), 0.0, spectrum),
-            "score": torch.where(failed, 0.0, score),
-            "energy": torch.where(failed, 0.0, flow.energy),
-            "enstrophy": torch.where(failed, 0.0, flow.enstrophy),
+            "spectrum": spectrum.masked_fill(tree.expand_mask(failed, spectrum), 0),
+            "score": score,
+            "energy": flow.energy.masked_fill(failed, 0),
+            "enstrophy": flow.enstrophy.masked_fill(failed, 0),
         }
         # A flow that failed keeps its last finite fields: nothing that is not finite leaves the world.
         return Step(tree.where(failed, before, kept), reward, failed, info)
 
     def _paid(self, score: Tensor, failed: Tensor, earned: Tensor, clock: Tensor) -> Tensor:
-        if not self.compat:
-            offset = OFFSET.get(self.reward)
-            paid = score if offset is None else (score + offset).clamp(min=0)
-            return torch.where(failed, 0.0, paid)
-        paid = torch.where(clock == self.horizon, (earned + score) / clock, score)
-        return torch.where(failed, FAILURE_REWARD, paid)
+        if self.horizon is not None and self.compat:
+            paid = torch.where(clock == self.horizon, (earned + score) / clock, score)
+            return paid.masked_fill(failed, FAILURE_REWARD)
+        return (score + self._offset).clamp(min=0)
+
+    @property
+    def _offset(self) -> float:
+        return OFFSET.get(self.reward, 0.0)
 
     def coefficient_field(self, action: Tensor) -> Tensor:
         """The field c(x, y) ``(B, N, N)`` of the agents' coefficients ``(B, agents, 1)``."""
@@ -336,13 +361,13 @@ class ClosureAgents:
     def moved(self, solver: Solver) -> ClosureAgents:
         """The same agents, states standardised as here, in another flow or on another grid.
 
-        On another grid they must not see the spectrum, whose length is the grid's (``state="invariants"``).
+        On another grid they must not see the spectrum or a block of points, whose length is the grid's.
 
         Raises:
-            InputError: they see the spectrum of another grid.
+            InputError: they do see it.
         """
         n, mine = solver.grid.n, self.solver.grid.n
-        if n != mine and self.state != "invariants":
+        if n != mine and (self.state in states.SPECTRAL or self.state == "psiomegablock"):
             raise InputError(f"state = {self.state!r}: sees what depends on the grid of {mine}; it cannot move to {n}")
         mean, std = self._standard
         reference, starts = self.reference, self.starts

@@ -12,7 +12,7 @@ from torch import Tensor
 from core.errors import InputError
 from simulators.turbulence.closures.closure import Term
 from simulators.turbulence.filters import refined
-from simulators.turbulence.flow import Flow, stress_curl
+from simulators.turbulence.flow import Flow, viscous_curl
 from simulators.turbulence.grid import Grid, resample
 
 Constant = float | Tensor
@@ -45,12 +45,10 @@ def eddy_viscosity_term(flow: Flow, viscosity: Tensor, padded: bool = False) -> 
     """
     grid = flow.grid
     if not padded:
-        normal, shear, _ = eddy_viscosity_stress(flow, viscosity)
-        return Term(pi_hat=stress_curl(grid, normal, shear))
+        return Term(pi_hat=viscous_curl(flow, viscosity))
     fine = refined(flow)
     on_fine = fine.grid.to_physical(resample(grid.to_spectral(viscosity), fine.grid.n))
-    normal, shear, _ = eddy_viscosity_stress(fine, on_fine)
-    return Term(pi_hat=resample(stress_curl(fine.grid, normal, shear), grid.n))
+    return Term(pi_hat=resample(viscous_curl(fine, on_fine), grid.n))
 
 
 def largest_step(grid: Grid, viscosity: Tensor) -> Tensor:

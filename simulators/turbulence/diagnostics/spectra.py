@@ -33,7 +33,7 @@ Axis = Literal["both", "x", "y", "stacked"]
 Kind = Literal["enstrophy", "energy"]
 Band = Literal["full", "les"]
 FLOOR = 1e-12
-"""Smallest sum of squares that ``z1`` divides by."""
+"""Of the weighted error: a spectrum that meets the reference exactly has no endless score."""
 
 
 def enstrophy_spectrum(vorticity_hat: Tensor, axis: Axis = "both") -> Tensor:
@@ -232,13 +232,18 @@ def tail_ratio(spectrum: Tensor, reference: Tensor) -> Tensor:
     return (spectrum / reference)[..., -2]
 
 
+def weighted_error(spectrum: Tensor, reference: Tensor) -> Tensor:
+    """Sum over k of [k (Z - Z_ref)]^2 of ``(..., N/2)``, held above 1e-12."""
+    k = torch.arange(spectrum.shape[-1], dtype=spectrum.dtype, device=spectrum.device)
+    return (k * (spectrum - reference)).square().sum(-1).clamp(min=FLOOR)
+
+
 def z1(spectrum: Tensor, reference: Tensor) -> Tensor:
-    """1 / sum over k of [k (Z - Z_ref)]^2 of ``(..., N/2)``, the sum held above 1e-12.
+    """The inverse of ``weighted_error``.
 
     Source: Mojgani et al. (2023), the reward of its final scripts.
     """
-    k = torch.arange(spectrum.shape[-1], dtype=spectrum.dtype, device=spectrum.device)
-    return 1 / (k * (spectrum - reference)).square().sum(-1).clamp(min=FLOOR)
+    return 1 / weighted_error(spectrum, reference)
 
 
 def spectrum_summary(
