@@ -17,10 +17,10 @@ from rich.progress import Progress
 
 from apps.turbulence.learning import StoredPolicy, Training, load_policy
 from apps.turbulence.learning import train as train_policy
-from apps.turbulence.runs import ClosureSettings
+from apps.turbulence.runs import ClosureSettings, SamplingSettings
 from apps.turbulence.scenario import DirectSimulation, Scenario
 from apps.turbulence.snapshots import given, numbered, simulate_directly, truncated, write_snapshots
-from apps.turbulence.study import Arm, Comparison, TurbulenceStudy
+from apps.turbulence.study import Arm, TurbulenceStudy, evaluation_of
 from core import files
 from core.errors import InputError
 from core.rl import TrainingDiverged
@@ -103,14 +103,9 @@ def _simulate(
     **options: Any,
 ) -> None:
     """Simulate closures and policies as a study without claims."""
-    values = {**scenario, "name": name, "closures": closures, "arms": arms}
-    comparison = from_options(Comparison, values, name, overrides or ())
-    sampling = {"duration": duration, "discard": discard}
-    study = from_options(
-        TurbulenceStudy,
-        {"study": name, "scenarios": [comparison], "sampling": sampling, "long": 0.0, "claims": []},
-        name,
-    )
+    chosen = from_options(Scenario, scenario, name, overrides or ())
+    sampling = from_options(SamplingSettings, {"duration": duration, "discard": discard}, name)
+    study = evaluation_of(closures, arms, chosen, name=name, sampling=sampling)
     print_summary(study.run(**options), TurbulenceStudy.headline)
 
 

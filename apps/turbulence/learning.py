@@ -102,9 +102,9 @@ class PPOSettings(Config):
     """Size of a minibatch, in actions of one agent."""
     n_epochs: int = Field(default=4, ge=1)
     """Passes over the data of an update."""
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Step size of Adam."""
-    gamma: float = Field(default=0.9, gt=0, le=1)
+    gamma: float = Field(default=0.8, gt=0, le=1)
     """Discount factor."""
     gae_lambda: float = Field(default=0.9, ge=0, le=1)
     """Trade-off of generalised advantage estimation."""
@@ -223,6 +223,11 @@ def load_policy(path: Path, world: ClosureAgents, kind: str) -> PolicyClosure:
     trained, needed = model.observation_space.shape, world.observation_space.shape
     if trained != needed:
         raise InputError(f"{path}: trained with {trained[0]} states; this world has {needed[0]}")
+    return closure_of(model, world)
+
+
+def closure_of(model: Any, world: ClosureAgents) -> PolicyClosure:
+    """A trained model as the closure of a world; every agent takes its mean action."""
     return PolicyClosure(world, LearnedPolicy(model, world, observation_range=OBSERVATION_RANGE))
 
 

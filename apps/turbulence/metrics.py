@@ -76,8 +76,8 @@ def reference_tail(reference: xr.Dataset) -> float:
 
 def finite(found: xr.Dataset) -> xr.DataArray:
     """Whether a simulation stayed finite up to its end, ``(..., start)``."""
-    last: xr.DataArray = found["enstrophy"].isel(time=-1).pipe(np.isfinite)
-    return last
+    last = found["enstrophy"].isel(time=-1, drop=True)
+    return last.copy(data=np.isfinite(last.values))
 
 
 def chosen(training: xr.Dataset, reference: xr.Dataset, band: Band) -> int:

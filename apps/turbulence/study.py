@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -208,6 +209,22 @@ class TurbulenceStudy(Study):
                     place = collected[source.name].place(name)
                     found[f"{name} from {source.name}"] = [data.isel(constant=place)]
         return rows_of(s.name, replace(here, closures={}), found)
+
+
+def evaluation_of(
+    closures: Sequence[ClosureSettings] = (),
+    arms: Sequence[Arm] = (),
+    scenario: Scenario | None = None,
+    *,
+    name: str = "evaluation",
+    sampling: SamplingSettings | None = None,
+) -> TurbulenceStudy:
+    """A study without claims: closures and trained policies in one scenario, the shipped one by default."""
+    values = (scenario or Scenario()).model_dump()
+    comparison = Comparison(**{**values, "name": name, "closures": tuple(closures), "arms": tuple(arms)})
+    return TurbulenceStudy(
+        study=name, scenarios=(comparison,), sampling=sampling or SamplingSettings(), long=0.0, claims=()
+    )
 
 
 def _data(scenario: str, evidence: Evidence, learned: dict[str, list[xr.Dataset]]) -> dict[str, xr.Dataset]:
