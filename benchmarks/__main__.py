@@ -15,6 +15,7 @@ BENCHMARKS = (
     "payments_simulator",
     "payments_evaluation",
     "payments_service",
+    "turbulence",
 )
 
 

@@ -6,25 +6,26 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 import typer
 import xarray as xr
+from pydantic import model_validator
 from rich.console import Console
 from rich.progress import Progress
 
 from apps.turbulence.learning import StoredPolicy, Training, load_policy
 from apps.turbulence.learning import train as train_policy
 from apps.turbulence.runs import ClosureSettings, SamplingSettings
-from apps.turbulence.scenario import DirectSimulation, Scenario
+from apps.turbulence.scenario import DirectSimulation, FlowSettings, Scenario
 from apps.turbulence.snapshots import given, numbered, simulate_directly, truncated, write_snapshots
 from apps.turbulence.study import Arm, TurbulenceStudy, evaluation_of
 from core import files
 from core.errors import InputError
 from core.rl import TrainingDiverged
-from core.study import StudyError, add_study_commands
+from core.study import Config, StudyError, add_study_commands
 from core.study.commands import Device, DeviceOption, Engine, SeedOption, Set
 from core.study.loading import from_options
 from core.study.runner import resolve_device
@@ -72,6 +73,20 @@ SnapshotsOption = Annotated[
 EngineOption = Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")]
 FreshOption = Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished runs, or start anew.")]
 PolicyOption = Annotated[list[Path], typer.Option("--policy", help="Folder that train has written; may be repeated.")]
+
+
+class Simulation(Config):
+    """What ``dns`` simulates."""
+
+    flow: FlowSettings
+    """The flow."""
+    source: DirectSimulation
+    """How."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.source.grid.solver(self.flow)
+        return self
 
 
 def _closure(text: str) -> ClosureSettings:
@@ -130,8 +145,7 @@ def dns(
     """
     values = {
         "flow": {"case": str(case)},
-        "snapshots": {
-            "kind": "dns",
+        "source": {
             "grid": {"n": n, "dt": dt},
             "keep": min(n, 256),
             "spin_up": spin_up,
@@ -140,25 +154,21 @@ def dns(
             "seed": seed,
         },
     }
-    renamed = [text.replace("source.", "snapshots.", 1) for text in overrides or ()]
-    roles = {"reference": [1, 2], "training": [1, 2], "evaluation": [3, 4], "grid": {"n": n, "dt": dt}}
-    scenario = from_options(Scenario, values | roles, "dns", renamed)
-    source = scenario.snapshots
-    if not isinstance(source, DirectSimulation):
-        raise InputError(f"dns: snapshots.kind = {source.kind}: must be dns")
-    _keep_record(out / "simulation.json", {"flow": scenario.flow.model_dump(), "source": source.model_dump()}, "--out")
+    simulation = from_options(Simulation, values, "dns", overrides or ())
+    flow, source = simulation.flow, simulation.source
     target = resolve_device(device, torch.cuda.is_available())
+    _keep_record(out / "simulation.json", simulation.model_dump(), "--out")
     with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("simulating", total=1.0)
         omega = simulate_directly(
-            scenario.flow,
+            flow,
             source,
             device=target,
             checkpoint=out / "state.safetensors",
             progress=lambda share, text: bar.update(task, completed=share, description=f"simulating {text}"),
         )
     times = source.spin_up + source.spacing * np.arange(source.count)
-    write_snapshots(out / "snapshots.nc", omega, f"{scenario.flow.title}, direct simulation on {source.grid.n}", times)
+    write_snapshots(out / "snapshots.nc", omega, f"{flow.title}, direct simulation on {source.grid.n}", times)
     (out / "state.safetensors").unlink(missing_ok=True)
     _print_snapshots(omega)
     print(out / "snapshots.nc")
@@ -284,8 +294,8 @@ def train(
     values = {"scenario": _scenario_values(snapshots), "learner": {"kind": "ppo"}, "seed": seed}
     training = from_options(Training, values, "train", overrides or ())
     omega = _snapshots_of(training.scenario)
-    _keep_record(out / "training.json", training.model_dump(mode="json"), "--out")
     world = training.agents.world(training.scenario, omega, resolve_device(device, torch.cuda.is_available()))
+    _keep_record(out / "training.json", training.model_dump(mode="json"), "--out")
     with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("training", total=1.0)
         try:

@@ -154,6 +154,12 @@ def simulate(
     if samples < 1:
         raise InputError(f"duration = {sampling.duration:g}: holds no sample of every = {sampling.every:g}")
     times = (np.arange(samples) + 1) * stride * solver.dt
+    within = (times > sampling.discard + 1e-9) & (times <= sampling.until + 1e-9)
+    if not within.any():
+        raise InputError(
+            f"discard = {sampling.discard:g}: leaves no sample of every = {stride * solver.dt:g} up to "
+            f"{min(sampling.duration, sampling.until):g}"
+        )
     starts = starts.to(solver.grid.device)
     state = solver.start(starts)
     solver.check_cfl(state)
@@ -173,8 +179,7 @@ def simulate(
         statistics.restore(held)
     for i in range(first, samples):
         state = advance(state, stride)
-        inside = sampling.discard < times[i] <= sampling.until + 1e-9
-        statistics.add(i, seen(state), closure, inside)
+        statistics.add(i, seen(state), closure, bool(within[i]))
         if progress is not None:
             progress((i + 1) / samples, f"t = {times[i]:.1f}")
         if file.due:

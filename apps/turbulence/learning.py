@@ -207,6 +207,9 @@ def _ppo(env: SB3VecEnv, learner: PPOSettings, seed: int, device: torch.device, 
         learn(model, timesteps, **options)
         return model
     stock = stable_baselines3.PPO("MlpPolicy", env, **arguments)
+    if options["curve"] is not None:
+        # It begins anew, and so does its curve.
+        options["curve"].unlink(missing_ok=True)
     stock.learn(timesteps, callback=CurveCallback(timesteps, options["curve"], options["progress"]))
     model.policy.load_state_dict(stock.policy.state_dict())
     return model

@@ -12,6 +12,7 @@ from core.study import Config
 from simulators.turbulence.advection import Dealias
 from simulators.turbulence.cases import Case, case
 from simulators.turbulence.closures import Closure
+from simulators.turbulence.snapshots import COUNT
 from simulators.turbulence.solver import BetaScheme, ImplicitScheme, Integrator, Solver
 
 CaseName = Literal["case1", "case2", "case4", "kolmogorov4"]
@@ -169,6 +170,9 @@ class Scenario(Config):
             raise InputError("evaluation: shares snapshots with reference or training")
         if isinstance(self.snapshots, Shipped) and self.flow.case != "kolmogorov4":
             raise InputError(f"snapshots: the shipped ones are of case kolmogorov4, not of {self.flow.case}")
+        known = {"shipped": COUNT, "dns": getattr(self.snapshots, "count", None)}.get(self.snapshots.kind)
+        if known is not None and self.last > known:
+            raise InputError(f"snapshot {self.last}: there are {known}, numbered from 1")
         self.grid.solver(self.flow)
         return self
 

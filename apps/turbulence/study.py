@@ -25,6 +25,7 @@ from apps.turbulence.scenario import Discretisation, Scenario
 from apps.turbulence.table import MEASURES, rows_of
 from core.errors import InputError
 from core.study import Analysis, Config, Results, Row, Run, Study
+from simulators.turbulence.agents import states
 
 
 class Arm(Config):
@@ -66,12 +67,6 @@ class Comparison(Scenario):
         names = [c.name for c in self.closures] + [arm.name for arm in self.arms]
         if not names or len(set(names)) < len(names):
             raise InputError(f"scenario {self.name}: needs closures or arms, each with a name of its own")
-        for arm in self.arms:
-            if self.grid.n % arm.agents.agents_per_side:
-                raise InputError(
-                    f"scenario {self.name}: agents_per_side = {arm.agents.agents_per_side}: must divide grid.n = "
-                    f"{self.grid.n}"
-                )
         return self
 
     @property
@@ -112,7 +107,29 @@ class TurbulenceStudy(Study):
             if name not in names:
                 raise InputError(f"transfer = {name}: must be one of the scenarios {', '.join(names)}")
         self.sampling.sampling(self.long)
+        for s in self.scenarios:
+            for source, arm in [*((s, arm) for arm in s.arms), *self.movers(s)]:
+                for policy in arm.policies(source.scenario, 1):
+                    self._check_simulated(s, arm.name, policy.training)
         return self
+
+    def _check_simulated(self, s: Comparison, name: str, training: Training) -> None:
+        """Refuse, before anything is trained, agents that cannot be simulated in a scenario."""
+        agents, n, trained = training.agents, s.grid.n, training.scenario.grid.n
+        steps, held = max(1, round(self.sampling.every / s.grid.dt)), agents.steps_per_action
+        if steps % held:
+            raise InputError(
+                f"scenario {s.name}: every = {self.sampling.every:g} is {steps} steps of dt = {s.grid.dt:g}: must be "
+                f"a multiple of the {held} that {name} holds an action"
+            )
+        if n % agents.agents_per_side:
+            raise InputError(f"scenario {s.name}: agents_per_side = {agents.agents_per_side}: must divide grid.n = {n}")
+        seen = [states.names(agents.state, m, agents=agents.agents_per_side) for m in (n, trained)]
+        if seen[0] != seen[1]:
+            raise InputError(
+                f"scenario {s.name}: {name} sees state = {agents.state}, which depends on the grid: trained on "
+                f"{trained} points it cannot move to {n}"
+            )
 
     def movers(self, s: Comparison) -> list[tuple[Comparison, Arm]]:
         """The arms of other scenarios that are simulated in this one."""
@@ -232,5 +249,7 @@ def _data(scenario: str, evidence: Evidence, learned: dict[str, list[xr.Dataset]
     found = {f"/{scenario}/reference": evidence.reference}
     found |= {f"/{scenario}/{name}": data for name, (_, data) in evidence.closures.items()}
     for name, parts in learned.items():
-        found[f"/{scenario}/{name}"] = xr.concat(parts, xr.Variable("seed", np.arange(len(parts))), join="exact")
+        # Trainings need not have equally many updates.
+        curves = [part.assign_coords(update=np.arange(part.sizes["update"])) for part in parts]
+        found[f"/{scenario}/{name}"] = xr.concat(curves, xr.Variable("seed", np.arange(len(parts))), join="outer")
     return found

@@ -13,6 +13,7 @@ from core.simulation import tree
 INNER, TERMINATED, TRUNCATED = 0, 1, 2
 """What the step after a sample is: the next one of its episode, nothing, or cut off."""
 
+_FINAL = ("final_observations", "final_values")  # have a meaning only where an episode was truncated
 _AT_ONCE = 2**22  # steps retraced together: some tens of megabytes
 
 
@@ -232,9 +233,10 @@ class EpisodeReplayBuffer:
     def tensors(self) -> dict[str, Tensor]:
         """Everything in it, by name."""
         truncated = self._flat["ends"] == TRUNCATED
-        held = {name: tensor[: self.filled] for name, tensor in self.data.items() if name != "final_observations"}
-        return held | {
-            "final_observations": self._flat["final_observations"][truncated],
+        held = {name: tensor[: self.filled] for name, tensor in self.data.items() if name not in _FINAL}
+        return {
+            **held,
+            **{name: self._flat[name][truncated] for name in _FINAL},
             "began": self._began,
             "far_count": self.far_count,
             "reward_mean": self.reward_mean,
@@ -252,14 +254,15 @@ class EpisodeReplayBuffer:
             raise InputError("replay memory: absent")
         self.steps, self.longest = counts.tolist()
         for name, tensor in self.data.items():
-            if name != "final_observations":
+            if name not in _FINAL:
                 held = tensor[: self.filled]
                 if name not in tensors or tensors[name].shape != held.shape:
                     found = tuple(tensors[name].shape) if name in tensors else "absent"
                     raise InputError(f"replay memory {name}: {found}; this model needs {tuple(held.shape)}")
                 held.copy_(tensors[name])
         truncated = self._flat["ends"] == TRUNCATED
-        self._flat["final_observations"][truncated] = tensors["final_observations"].to(self.device)
+        for name in _FINAL:
+            self._flat[name][truncated] = tensors[name].to(self.device)
         self._began, self.far_count = tensors["began"].to(self.device), tensors["far_count"].to(self.device)
         self.reward_mean, self.reward_std = (tensors[f"reward_{x}"].to(self.device) for x in ("mean", "std"))
 

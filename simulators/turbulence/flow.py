@@ -26,9 +26,12 @@ class Flow:
 
     def _physical(self, operators: Tensor) -> Tensor:
         """What several operators ``(K, N, N/2+1)`` make of omega, ``(K, ..., N, N)``, in one transform."""
+        return self.grid.to_physical(self.spectra(operators))
+
+    def spectra(self, operators: Tensor) -> Tensor:
+        """``(K, ..., N, N/2+1)``, several operators ``(K, N, N/2+1)`` on the spectrum of omega."""
         copies = self.vorticity_hat.dim() - 2
-        spectra = operators.unflatten(0, (-1, *(1,) * copies)) * self.vorticity_hat
-        return self.grid.to_physical(spectra)
+        return operators.unflatten(0, (-1, *(1,) * copies)) * self.vorticity_hat
 
     @cached_property
     def vorticity(self) -> Tensor:

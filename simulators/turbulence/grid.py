@@ -71,6 +71,11 @@ class Grid:
         return self._operators(self.dx, self.dy)
 
     @cached_property
+    def to_hessian(self) -> Tensor:
+        """``(3, N, N/2+1)`` from a spectrum to those of its second derivatives along xx, xy and yy."""
+        return self._operators(self.dx**2, self.dx * self.dy, self.dy**2)
+
+    @cached_property
     def to_strain(self) -> Tensor:
         """``(2, N, N/2+1)`` from the spectrum of omega to those of S11 = u_x and S12 = (u_y + v_x)/2."""
         return self._operators(self.dx * self.dy * self.inverse_k2, 0.5 * (self.dy**2 - self.dx**2) * self.inverse_k2)
@@ -99,6 +104,11 @@ class Grid:
     def to_physical(self, spectrum: Tensor) -> Tensor:
         """``(..., N, N/2+1)`` to ``(..., N, N)``."""
         return torch.fft.irfft2(spectrum, s=(self.n, self.n))
+
+    def to_points(self, spectrum: Tensor, stride: int) -> Tensor:
+        """Every ``stride``-th point of ``to_physical`` along either side; rows between are not transformed."""
+        rows = torch.fft.ifft(spectrum, dim=-2)[..., ::stride, :]
+        return torch.fft.irfft(rows, n=self.n)[..., ::stride]
 
 
 def resample(spectrum: Tensor, n: int) -> Tensor:

@@ -174,9 +174,10 @@ def test_a_turn_swaps_the_spectra_along_x_and_y():
 
 
 def analytic(n=16):
-    """omega = sin x cos 2y and all that the states are made of, by hand: psi = omega/5."""
+    """omega = sin(x + 0.3) cos(2y + 0.5) and all that the states are made of, by hand: psi = omega/5."""
     x = 2 * math.pi * torch.arange(n, dtype=EXACT) / n
-    sx, cx, s2, c2 = torch.sin(x)[:, None], torch.cos(x)[:, None], torch.sin(2 * x), torch.cos(2 * x)
+    along_x, along_y = (x + 0.3)[:, None], 2 * x + 0.5
+    sx, cx, s2, c2 = along_x.sin(), along_x.cos(), along_y.sin(), along_y.cos()
     omega = sx * c2
     u_x, u_y, v_x = -0.4 * cx * s2, -0.8 * sx * c2, 0.2 * sx * c2  # u = psi_y = -2/5 sx s2, v = -psi_x = -1/5 cx c2
     return {
@@ -566,11 +567,12 @@ def test_what_never_varies_is_seen_as_zero():
 
 def test_given_standards_replace_those_of_the_starts():
     agents = world(state="psiomega")
-    mean, std = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 4.0])
+    mean, std = torch.tensor([1.0, 2.0]), torch.tensor([0.5, 1e-3])
     state = agents.reset_to(STARTS)
     seen = replace(agents, mean=mean, std=std).observe(state)
     raw = observed(flow_of(STARTS), "psiomega", 4)
     assert_close(seen, ((raw - mean) / std).clamp(-SEEN, SEEN), 1e-12)
+    assert float(seen.abs().max()) == SEEN == float(agents.observation_space.high[0])
 
 
 # ---- refusals

@@ -76,7 +76,7 @@ def observed(flow: Flow, kind: StateKind, agents: int, *, stacked: bool = False,
     if kind == "psiomegablock":
         parts.append(_blocks(torch.stack((flow.psi, flow.vorticity), dim=-1), stride))
     elif LOCAL[kind]:
-        local = torch.stack(_local(flow, kind), dim=-1)[:, ::stride, ::stride].flatten(1, 2)
+        local = torch.stack(_local(flow, kind, stride), dim=-1).flatten(1, 2)
         if compat and kind.startswith("invariantlocal"):
             local = torch.cat((torch.zeros_like(local[..., :1]), local), dim=-1)
         parts.append(local)
@@ -103,23 +103,24 @@ def names(kind: StateKind, n: int, *, stacked: bool = False, compat: bool = Fals
     return found
 
 
-def _local(flow: Flow, kind: StateKind) -> tuple[Tensor, ...]:
-    if kind == "psiomega":
-        return flow.psi, flow.vorticity
+def _local(flow: Flow, kind: StateKind, stride: int) -> tuple[Tensor, ...]:
+    """``(B, agents, agents)`` each."""
     grid = flow.grid
-    s11, s12 = flow.strain
+    omega = grid.to_points(flow.vorticity_hat, stride)
+    if kind == "psiomega":
+        return grid.to_points(flow.psi_hat, stride), omega
+    s11, s12 = grid.to_points(flow.spectra(grid.to_strain), stride).unbind(0)
     # tr S^2 = 2 (S11^2 + S12^2); W = +-omega/2 off the diagonal, hence tr W^2 = -omega^2/2.
-    gradients = (2 * (s11**2 + s12**2), -0.5 * flow.vorticity**2)
+    gradients = (2 * (s11**2 + s12**2), -0.5 * omega**2)
     if kind in ("invariant", "invariants"):
-        w_x, w_y = flow.vorticity_gradient
-        second = torch.stack([x.expand_as(grid.k2) for x in (grid.dx**2, grid.dx * grid.dy, grid.dy**2)]).unsqueeze(1)
-        w_xx, w_xy, w_yy = grid.to_physical(second * flow.vorticity_hat).unbind(0)
+        w_x, w_y = grid.to_points(flow.spectra(grid.to_gradient), stride).unbind(0)
+        w_xx, w_xy, w_yy = grid.to_points(flow.spectra(grid.to_hessian), stride).unbind(0)
         hessian = (w_xx**2 + 2 * w_xy**2 + w_yy**2, w_xx * w_yy - w_xy**2)
         return tuple(x.sign() * x.abs().sqrt() for x in (*gradients, w_x**2 + w_y**2, *hessian))
     u, v = flow.velocity_hat
-    xx, xy, yy = grid.dx**2, grid.dx * grid.dy, grid.dy**2
+    xx, xy, yy = grid.to_hessian.unbind(0)
     corners = (xx * u, xx * v, yy * u, yy * v) if "gradgrad" in kind else (xx * u, xy * u, xy * v, yy * v)
-    a, b, c, d = grid.to_physical(torch.stack(corners)).unbind(0)
+    a, b, c, d = grid.to_points(torch.stack(corners), stride).unbind(0)
     shear = 0.5 * (b + c)
     return *gradients, a + d, a**2 + d**2 + 2 * shear**2, -0.5 * (b - c) ** 2
 
