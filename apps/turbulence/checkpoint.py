@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core import files
 from core.rl.checkpoint import read_tensors
+from core.simulation import tree
 
 COMPLEX = ":complex"
 """Ends the name of a complex tensor in the file, which holds real and imaginary part: the format has no complex128."""
@@ -55,10 +56,7 @@ class Checkpoint:
     def save(self, tensors: Mapping[str, Tensor]) -> None:
         """Save now."""
         if self.path is not None:
-            plain = {
-                f"{name}{COMPLEX}" if x.is_complex() else name: torch.view_as_real(x) if x.is_complex() else x
-                for name, x in tensors.items()
-            }
+            plain = {f"{name}{COMPLEX}" if x.is_complex() else name: tree.as_real(x) for name, x in tensors.items()}
             plain = {name: x.detach().cpu().clone().contiguous() for name, x in plain.items()}
             self.path.parent.mkdir(parents=True, exist_ok=True)
             files.write(self.path, safetensors.torch.save(plain))

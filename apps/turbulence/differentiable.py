@@ -148,14 +148,15 @@ def train_through_the_solver(
         state = world.reset(settings.n_envs, generator)
     if (held := file.load()) is not None:
         load_parameters(model, held, str(checkpoint))
-        state = _loaded(state, held)
+        kept = {name: tree.like(held[name], x) for name, x in tree.named_tensors(state, "state")}
+        state = tree.with_tensors(state, kept, "state")
         generator.set_state(held["generator"])
         model.num_timesteps = int(held["solver_steps"])
     if curve is not None and curve.exists():
         files.write(curve, "".join(f"{json.dumps(x)}\n" for x in read_curve(curve, model.num_timesteps)))
 
     def record() -> dict[str, Tensor]:
-        flows = {name: _real(x) for name, x in tree.named_tensors(state, "state")}
+        flows = {name: tree.as_real(x) for name, x in tree.named_tensors(state, "state")}
         done = {"generator": generator.get_state(), "solver_steps": torch.tensor(model.num_timesteps)}
         return {**parameters(model), **flows, **done}
 
@@ -239,17 +240,3 @@ def _report(
             lines.write(json.dumps({"timesteps": model.num_timesteps, "return": -loss}) + "\n")
     if progress is not None:
         progress(share, "every flow failed" if loss is None else f"loss {loss:.4g}")
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """Complex numbers as pairs: safetensors holds complex numbers of single precision only."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _loaded(like: AgentsState, held: dict[str, Tensor]) -> AgentsState:
-    """The state that was kept, in memory of its own: a tensor of a file may not be aligned as complex numbers must."""
-    found = {}
-    for name, x in tree.named_tensors(like, "state"):
-        found[name] = torch.empty_like(x, memory_format=torch.contiguous_format)
-        _real(found[name]).copy_(held[name])
-    return tree.with_tensors(like, found, "state")

@@ -17,6 +17,7 @@ from apps.turbulence.learning import StoredPolicy, TrainedPolicy, load_policy, w
 from apps.turbulence.scenario import Discretisation, Scenario
 from apps.turbulence.snapshots import numbered, snapshots_of, truncated
 from core.errors import InputError
+from core.seeds import stream
 from core.study import Config, Context, Run
 from simulators.turbulence.closures import Closure, closure
 from simulators.turbulence.diagnostics import VorticityHistogram, snapshot_spectra
@@ -38,6 +39,8 @@ ClosureName = Literal[
 ]
 Role = Literal["training", "evaluation"]
 AXES = ["x", "y"]
+PERTURBATION = 1e-2
+"""Of a realisation, over the standard deviation of the vorticity: forgotten long before the window begins."""
 
 
 class ClosureSettings(Config):
@@ -80,6 +83,8 @@ class SamplingSettings(Config):
     """What is left out at its beginning."""
     every: float = Field(default=0.25, gt=0)
     """Time between two samples."""
+    realisations: int = Field(default=1, ge=1, le=1000)
+    """Evaluations of each closure, from perturbed starts; as many as training seeds give all methods equal samples."""
 
     def sampling(self, duration: float | None = None) -> Sampling:
         """As the ensemble takes it; a longer duration keeps the window of the statistics."""
@@ -141,17 +146,24 @@ class ClosureEnsemble(Run):
     """When statistics are taken."""
     role: Role = "evaluation"
     """Which snapshots it starts from."""
+    realisation: int = Field(default=0, ge=0)
+    """Seed of a perturbation of the starts, which the flow forgets; 0 for none."""
     reference: ReferenceStatistics
     """Gives the unit of the distribution."""
 
     @property
     def label(self) -> str:
         """Name on the screen."""
-        return f"{self.scenario.flow.title} {self.closure.name} ({self.role})"
+        again = f" {self.realisation + 1}" if self.realisation else ""
+        return f"{self.scenario.flow.title} {self.closure.name} ({self.role}{again})"
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """Statistics with the dims ``constant`` and ``start`` in front."""
         starts = _starts(self.scenario, self.role, context)
+        if self.realisation:
+            generator = torch.Generator().manual_seed(stream(self.realisation, "perturbed starts"))
+            noise = torch.randn(starts.shape, generator=generator, dtype=starts.dtype)
+            starts = starts + PERTURBATION * starts.std() * noise
         constants = self.closure.constants or (math.nan,)
         batch = starts.repeat(len(constants), 1, 1)
         # One number for each copy: all starts of the first constant, then those of the second.

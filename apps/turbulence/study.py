@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import xarray as xr
@@ -136,15 +136,19 @@ class TurbulenceStudy(Study):
         sources = [other for other in self.scenarios if other.name in self.transfer and other.name != s.name]
         return [(source, arm) for source in sources for arm in source.arms]
 
-    def closure_run(self, s: Comparison, closure: ClosureSettings, *, training: bool = False) -> ClosureEnsemble:
-        """The run of a closure."""
-        return ClosureEnsemble(
-            scenario=s.scenario,
-            closure=closure,
-            sampling=self.sampling,
-            role="training" if training else "evaluation",
-            reference=ReferenceStatistics(scenario=s.scenario),
-        )
+    def tuning_run(self, s: Comparison, closure: ClosureSettings) -> ClosureEnsemble:
+        """The run of a closure with all its constants from the training starts."""
+        return self._closure_run(s, closure, role="training")
+
+    def closure_runs(self, s: Comparison, closure: ClosureSettings) -> list[ClosureEnsemble]:
+        """The runs of a closure from the evaluation starts, one a realisation."""
+        return [self._closure_run(s, closure, realisation=i) for i in range(self.sampling.realisations)]
+
+    def _closure_run(self, s: Comparison, closure: ClosureSettings, **options: Any) -> ClosureEnsemble:
+        # How often a closure is simulated is no part of a run.
+        sampling = self.sampling.model_copy(update={"realisations": 1})
+        reference = ReferenceStatistics(scenario=s.scenario)
+        return ClosureEnsemble(scenario=s.scenario, closure=closure, sampling=sampling, reference=reference, **options)
 
     def policy_runs(self, s: Comparison, arm: Arm, source: Comparison | None = None) -> list[PolicyEnsemble]:
         """The runs of an arm, one a training seed; it was trained in ``source``, or here."""
@@ -174,8 +178,8 @@ class TurbulenceStudy(Study):
         for s in self.scenarios:
             found += [run for arm in s.arms for run in self.policy_runs(s, arm)]
             found += [run for source, arm in self.movers(s) for run in self.policy_runs(s, arm, source)]
-            found += [self.closure_run(s, c, training=True) for c in s.closures if len(c.constants) > 1]
-            found += [self.closure_run(s, c) for c in s.closures]
+            found += [self.tuning_run(s, c) for c in s.closures if len(c.constants) > 1]
+            found += [run for c in s.closures for run in self.closure_runs(s, c)]
             resolved = self.resolved_run(s)
             found += [] if resolved is None else [resolved]
         return found
@@ -192,8 +196,8 @@ class TurbulenceStudy(Study):
             name, policies = next(iter(learned.items()), ("", []))
             evidence = Evidence(
                 reference,
-                {c.name: (c, results[self.closure_run(s, c)]) for c in s.closures},
-                {c.name: results[self.closure_run(s, c, training=True)] for c in s.closures if len(c.constants) > 1},
+                {c.name: (c, [results[run] for run in self.closure_runs(s, c)]) for c in s.closures},
+                {c.name: results[self.tuning_run(s, c)] for c in s.closures if len(c.constants) > 1},
                 policies,
                 name,
                 s.band,
@@ -224,7 +228,7 @@ class TurbulenceStudy(Study):
                 theirs = collected[source.name].closures.get(name)
                 if len(settings.constants) > 1 and theirs is not None and theirs[0].constants == settings.constants:
                     place = collected[source.name].place(name)
-                    found[f"{name} from {source.name}"] = [data.isel(constant=place)]
+                    found[f"{name} from {source.name}"] = [part.isel(constant=place) for part in data]
         return rows_of(s.name, replace(here, closures={}), found)
 
 
@@ -247,9 +251,8 @@ def evaluation_of(
 def _data(scenario: str, evidence: Evidence, learned: dict[str, list[xr.Dataset]]) -> dict[str, xr.Dataset]:
     """The results of a scenario as groups."""
     found = {f"/{scenario}/reference": evidence.reference}
-    found |= {f"/{scenario}/{name}": data for name, (_, data) in evidence.closures.items()}
-    for name, parts in learned.items():
-        # Trainings need not have equally many updates.
-        curves = [part.assign_coords(update=np.arange(part.sizes["update"])) for part in parts]
-        found[f"/{scenario}/{name}"] = xr.concat(curves, xr.Variable("seed", np.arange(len(parts))), join="outer")
+    groups = [(name, parts, "realisation") for name, (_, parts) in evidence.closures.items()]
+    groups += [(name, parts, "seed") for name, parts in learned.items()]
+    for name, parts, dim in groups:
+        found[f"/{scenario}/{name}"] = xr.concat(parts, xr.Variable(dim, np.arange(len(parts))), join="exact")
     return found

@@ -26,9 +26,9 @@ MEASURES = (
     "k = N/2-2; tail: log10 of P(|omega| > 3 sigma) over the reference's; divergence: Jensen-Shannon, of the "
     "distribution of the vorticity; sigma: standard deviation of the reference's vorticity on the coarse grid; "
     "backscatter: share of points where the closure gives enstrophy back to the resolved flow.",
-    "Intervals are 95 % Student intervals over starts; of trained agents, a start's number is the mean over training "
-    "seeds. A simulation that blew up has no number: then the row says so by its n, and the share that stays finite "
-    "is below 100 %.",
+    "Intervals are 95 % Student intervals over starts; a start's number is the mean over training seeds of agents, and "
+    "over realisations (perturbed starts) of closures. A simulation that blew up has no number: then the row says so by "
+    "its n, and the share that stays finite is below 100 %.",
     "Closures with several constants are tuned on the training starts and scored on the others; the reference and the "
     "training starts are all that any closure has seen.",
 )
@@ -56,9 +56,9 @@ def rows_of(scenario: str, evidence: Evidence, learned: Mapping[str, Sequence[xr
     """The rows of a scenario, closures first, then what was learned."""
     groups: dict[str, list[xr.Dataset]] = {}
     for name, (settings, _) in evidence.closures.items():
-        chosen = evidence.evaluated(name)
-        tuned = f" ({float(chosen['constant']):g})" if settings.constants else ""
-        groups[f"{name}{tuned}"] = [chosen]
+        parts = evidence.evaluated(name)
+        tuned = f" ({float(parts[0]['constant']):g})" if settings.constants else ""
+        groups[f"{name}{tuned}"] = parts
     groups |= {name: list(found) for name, found in learned.items()}
     rows = []
     for method, found in groups.items():

@@ -185,7 +185,13 @@ class Episodes:
         return mask
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Everything that the future depends on, by name: state, pending noise, clocks, statistics, generator."""
+        """Everything that the future depends on, by name: state, pending noise, clocks, statistics, generator.
+
+        Complex numbers are pairs of real ones here.
+        """
+        return {name: tree.as_real(tensor) for name, tensor in self._future().items()}
+
+    def _future(self) -> dict[str, Tensor]:
         tensors = {
             **dict(tree.named_tensors(self._state, "state")),
             **dict(tree.named_tensors(self._noise, "noise")),
@@ -207,13 +213,14 @@ class Episodes:
             InputError: a tensor of this world's state is absent or of another shape.
         """
         self.reset()
-        template = self.state_tensors()
+        template = self._future()
         for name, like in template.items():
-            if name not in tensors or tensors[name].shape != like.shape:
+            shape = tree.as_real(like).shape
+            if name not in tensors or tensors[name].shape != shape:
                 found = tuple(tensors[name].shape) if name in tensors else "absent"
-                raise InputError(f"environment state {name}: {found}; this world needs {tuple(like.shape)}")
+                raise InputError(f"environment state {name}: {found}; this world needs {tuple(shape)}")
         # Copied into tensors of the world's own memory layout, because vectorised code may round by layout.
-        tensors = {name: torch.empty_like(like).copy_(tensors[name]) for name, like in template.items()}
+        tensors = {name: tree.like(tensors[name], like) for name, like in template.items()}
         if self._lockstep:
             self._initial = tree.with_tensors(self._initial, tensors, "initial")
         self._state = tree.with_tensors(self._state, tensors, "state")

@@ -65,6 +65,18 @@ def with_tensors(tree: T, tensors: dict[str, Tensor], prefix: str = "") -> T:
     return tree
 
 
+def as_real(tensor: Tensor) -> Tensor:
+    """Complex numbers as pairs of real ones, for files that hold no others; real ones as they are."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def like(tensor: Tensor, template: Tensor) -> Tensor:
+    """The inverse of ``as_real`` for a tensor of the kind and memory layout of ``template``, in memory of its own."""
+    copied = torch.empty_like(template)
+    as_real(copied).copy_(tensor)
+    return copied
+
+
 def expand_mask(mask: Tensor, like: Tensor) -> Tensor:
     """A ``(B,)`` mask with trailing axes, so that it broadcasts against ``like`` of shape ``(B, ...)``."""
     return mask.reshape(mask.shape + (1,) * (like.dim() - mask.dim()))

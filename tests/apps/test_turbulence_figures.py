@@ -115,7 +115,7 @@ def evidence(n=16, starts=3, *, names=tuple(SETTINGS), policies=(), lost=None, *
         closures[name] = (settings, evaluation(n, starts, seed, lost=(lost or {}).get(name, ()), **given))
         if len(constants) > 1:
             training[name] = evaluation(n, starts, 50 + seed, **given)
-    return Evidence(reference(n), closures, training, list(policies), "smarl", "full", 30.0)
+    return Evidence(reference(n), {name: (c, [data]) for name, (c, data) in closures.items()}, training, list(policies), "smarl", "full", 30.0)
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def test_all_figures_of_a_scenario_are_drawn_on_any_grid(n):
     assert sorted(drawn(found, rendered=n == 16)) == sorted([*EVERYTHING, *agents])
     captions = {f.name: f.caption for f in found}
     assert (
-        "95 % bootstrap intervals of the mean over 3 starts (of agents, of means over 1 or 2"
+        "95 % bootstrap intervals of the mean over 3 starts (of means over 1 or 2"
         in captions["flow_spectra"]
     )
     assert "share of the distance" in captions["flow_extremes"]

@@ -54,7 +54,7 @@ class Entry:
     Attributes:
         kind: of closure; ``agents``, or ``resolved`` for the flow on a fine grid.
         label: in legends.
-        parts: an evaluation ``(start, ...)`` of each training seed; of a closure there is one.
+        parts: evaluations ``(start, ...)``, one a training seed of agents or a realisation of a closure.
         colour: of its lines.
         style: of its lines.
         marker: on its lines; empty for none.
@@ -109,10 +109,10 @@ def stayed(found: xr.Dataset) -> NDArray[np.bool_]:
 
 def entry_of(evidence: Evidence, name: str) -> Entry:
     """A closure with its chosen constant."""
-    settings, found = evidence.closures[name][0], evidence.evaluated(name)
-    label = f"{name} ({float(found['constant']):g})" if name in evidence.training else name
+    settings, parts = evidence.closures[name][0], evidence.evaluated(name)
+    label = f"{name} ({float(parts[0]['constant']):g})" if name in evidence.training else name
     kind = settings.closure
-    return Entry(kind, label, (found,), COLOURS[kind], STYLES.get(kind, "-"))
+    return Entry(kind, label, tuple(parts), COLOURS[kind], STYLES.get(kind, "-"))
 
 
 def closures_of(evidence: Evidence) -> list[Entry]:
@@ -195,10 +195,10 @@ def legend(drawing: Drawing, *panels: Axes) -> None:
 def starts_sentence(entries: Sequence[Entry]) -> str:
     """What the bands are, and what was left out."""
     starts = entries[0].parts[0].sizes["start"]
-    seeds = sorted({len(e.parts) for e in entries if e.marker})
+    counts = sorted({len(e.parts) for e in entries})
     over = ""
-    if seeds and seeds[-1] > 1:
-        over = f" (of agents, of means over {' or '.join(map(str, seeds))} training seeds)"
+    if counts[-1] > 1:
+        over = f" (of means over {' or '.join(map(str, counts))} training seeds of agents or realisations of a closure)"
     if starts == 1:
         return f"One start{over}, hence no bands.{lost_sentence(entries)}"
     return f"Bands: 95 % bootstrap intervals of the mean over {starts} starts{over}.{lost_sentence(entries)}"

@@ -42,20 +42,21 @@ def tuning(evidence: Evidence, arms: Sequence[Entry]) -> Drawing:
 
 
 def _panel(axes: Axes, evidence: Evidence, name: str, arms: Sequence[Entry]) -> None:
-    settings, found = evidence.closures[name]
+    settings, parts = evidence.closures[name]
     colour = COLOURS[settings.closure]
-    sources: tuple[tuple[xr.Dataset, str, dict[str, Any]], ...] = (
-        (evidence.training[name], "training starts", {"ls": "--", "marker": "o", "mfc": "white"}),
-        (found, "evaluation starts", {"ls": "-", "marker": "o"}),
+    x = evidence.training[name]["constant"].values
+    sources: tuple[tuple[Sequence[xr.Dataset], str, dict[str, Any]], ...] = (
+        ([evidence.training[name]], "training starts", {"ls": "--", "marker": "o", "mfc": "white"}),
+        (parts, "evaluation starts", {"ls": "-", "marker": "o"}),
     )
     for data, label, style in sources:
-        x, errors = data["constant"].values, _errors(data, evidence)
+        errors = np.mean([_errors(part, evidence) for part in data], axis=0)
         order = np.argsort(x)
         middle, low, high = np.array([band(e[np.isfinite(e)][:, None])[:, 0] if _some(e) else _NONE for e in errors]).T
         ends = np.nan_to_num([middle - low, high - middle])[:, order]
         axes.errorbar(x[order], middle[order], yerr=ends, color=colour, ms=5, capsize=2.5, lw=1.3, label=label, **style)
     place = evidence.place(name)
-    best = float(found["constant"][place])
+    best = float(x[place])
     axes.axvline(best, color="0.5", lw=0.9, ls=":", label="chosen on the training starts")
     for arm in arms:
         values = arm.over_starts(lambda d: spectrum_errors(d, evidence.reference, evidence.band).values)

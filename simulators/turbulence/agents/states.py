@@ -116,7 +116,8 @@ def _local(flow: Flow, kind: StateKind, stride: int) -> tuple[Tensor, ...]:
         w_x, w_y = grid.to_points(flow.spectra(grid.to_gradient), stride).unbind(0)
         w_xx, w_xy, w_yy = grid.to_points(flow.spectra(grid.to_hessian), stride).unbind(0)
         hessian = (w_xx**2 + 2 * w_xy**2 + w_yy**2, w_xx * w_yy - w_xy**2)
-        return tuple(x.sign() * x.abs().sqrt() for x in (*gradients, w_x**2 + w_y**2, *hessian))
+        # A root with a slope everywhere, so that gradients pass where an invariant is 0.
+        return tuple(x / (x.abs() + SMALLEST).sqrt() for x in (*gradients, w_x**2 + w_y**2, *hessian))
     u, v = flow.velocity_hat
     xx, xy, yy = grid.to_hessian.unbind(0)
     corners = (xx * u, xx * v, yy * u, yy * v) if "gradgrad" in kind else (xx * u, xy * u, xy * v, yy * v)
