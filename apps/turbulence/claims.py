@@ -194,6 +194,14 @@ def _stable(evidence: Evidence, name: ClaimId) -> Claim:
     found = long_run_summary(energy, enstrophy, runs["time"].values, float(evidence.reference["enstrophy"].mean()))
     passed = np.asarray(found["passed"].values)
     share = proportion_interval(int(passed.sum()), len(passed), exact=True)
+    test = (
+        f"every run finite with 0.5 to 2 times the reference's enstrophy, and the ensemble's energy within "
+        f"{100 * DRIFT_LIMIT:g} % in 100 time units, all over the second half; share of runs that pass with its 95 % "
+        "Clopper-Pearson interval"
+    )
+    if not found["finite"].any():
+        reason = f"all {len(passed)} runs blew up"
+        return Claim(name, STATEMENTS[name], False, reason, share.mean, share.low, share.high, len(passed), None, test)
     ratio, drift = found["enstrophy_ratio"].values, np.abs(found["drift"].values)
     together, uncertain = (100 * float(found[name]) for name in ("ensemble_drift", "ensemble_drift_error"))
     single = 100 * float(found["energy_slope_error"].mean()) * HORIZON / float(energy[np.isfinite(energy)].mean())
@@ -202,11 +210,6 @@ def _stable(evidence: Evidence, name: ClaimId) -> Claim:
         f"{np.nanmax(ratio):.2f} of the reference's; in 100 time units the ensemble's energy changes by "
         f"{together:.1f} % (standard error {uncertain:.1f} %); {int((drift >= DRIFT_LIMIT).sum())} single runs change "
         f"by 10 % or more, where chance has a standard error of {single:.1f} %"
-    )
-    test = (
-        f"every run finite with 0.5 to 2 times the reference's enstrophy, and the ensemble's energy within "
-        f"{100 * DRIFT_LIMIT:g} % in 100 time units, all over the second half; share of runs that pass with its 95 % "
-        "Clopper-Pearson interval"
     )
     held = bool(passed.all()) and abs(together) < 100 * DRIFT_LIMIT
     return Claim(name, STATEMENTS[name], held, reason, share.mean, share.low, share.high, len(passed), None, test)

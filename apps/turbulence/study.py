@@ -254,5 +254,7 @@ def _data(scenario: str, evidence: Evidence, learned: dict[str, list[xr.Dataset]
     groups = [(name, parts, "realisation") for name, (_, parts) in evidence.closures.items()]
     groups += [(name, parts, "seed") for name, parts in learned.items()]
     for name, parts, dim in groups:
-        found[f"/{scenario}/{name}"] = xr.concat(parts, xr.Variable(dim, np.arange(len(parts))), join="exact")
+        # Trainings need not have equally many updates: a shorter curve ends in NaN.
+        aligned = [part.assign_coords(update=np.arange(part.sizes.get("update", 0))) for part in parts]
+        found[f"/{scenario}/{name}"] = xr.concat(aligned, xr.Variable(dim, np.arange(len(parts))), join="outer")
     return found

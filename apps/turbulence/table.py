@@ -27,7 +27,7 @@ MEASURES = (
     "distribution of the vorticity; sigma: standard deviation of the reference's vorticity on the coarse grid; "
     "backscatter: share of points where the closure gives enstrophy back to the resolved flow.",
     "Intervals are 95 % Student intervals over starts; a start's number is the mean over training seeds of agents, and "
-    "over realisations (perturbed starts) of closures. A simulation that blew up has no number: then the row says so by "
+    "over realisations (perturbed starts) of closures. A simulation that blew up has no number: the row says so by "
     "its n, and the share that stays finite is below 100 %.",
     "Closures with several constants are tuned on the training starts and scored on the others; the reference and the "
     "training starts are all that any closure has seen.",

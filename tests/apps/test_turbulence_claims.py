@@ -58,8 +58,8 @@ def simulated(errors, *, exceeded=1000, energy=None, enstrophy=10.0, lost=()):
 
 
 def single(errors, **more):
-    """A closure without constants to choose from."""
-    return simulated(np.atleast_2d(errors), **more).assign_coords(constant=[math.nan])
+    """One realisation of a closure without constants to choose from."""
+    return [simulated(np.atleast_2d(errors), **more).assign_coords(constant=[math.nan])]
 
 
 def settings(name, closure, constants=(), **more):
@@ -72,7 +72,7 @@ def tuned(name, kind, constants, training, evaluation):
         simulated(np.asarray(e, dtype=np.float64)[:, None] + SPREAD / 10).assign_coords(constant=list(constants))
         for e in (evaluation, training)
     ]
-    return (settings(name, kind, constants), ended[0]), ended[1]
+    return (settings(name, kind, constants), [ended[0]]), ended[1]
 
 
 LEITH, LEITH_TRAINING = tuned("leith", "leith", (0.1, 0.2, 0.3), (0.30, 0.10, 0.20), (0.30, 0.11, 0.05))
@@ -109,7 +109,7 @@ def decided(given, name):
 # ---- against a rival
 
 
-@pytest.mark.parametrize(("claim", "rival"), zip(BEATS, (0.4, 0.2, 0.3), strict=True))
+@pytest.mark.parametrize(("claim", "rival"), list(zip(BEATS, (0.4, 0.2, 0.3), strict=True)))
 def test_a_rival_is_beaten_by_welch_s_test_over_starts(claim, rival):
     found = decided(evidence(0.1), claim)
     expected = welch_test(0.1 + SPREAD, rival + SPREAD)
@@ -197,11 +197,20 @@ def test_the_p_values_of_the_rivals_are_adjusted_together():
         pytest.fail("no error between the two levels was tried")
 
 
-@pytest.mark.parametrize(("claim", "kind"), zip(BEATS, ("none", "dleith", "dsmag"), strict=True))
+@pytest.mark.parametrize(("claim", "kind"), list(zip(BEATS, ("none", "dleith", "dsmag"), strict=True)))
 def test_without_the_rival_it_is_open(claim, kind):
     found = decided(without(evidence(), kind), claim)
     assert found.holds is None
     assert kind in found.reason
+
+
+def test_the_error_of_a_start_is_the_mean_over_realisations():
+    twice = single(0.15 + SPREAD) + single(0.25 - SPREAD)
+    given = evidence(0.1, {"dleith_mean": (settings("dleith_mean", "dleith"), twice)})
+    np.testing.assert_allclose(given.errors("dleith_mean"), np.full(STARTS, 0.2), rtol=1e-9)
+    assert decided(given, "smarl_beats_dynamic_leith").n == STARTS
+    lost = single(0.15 + SPREAD) + single(0.01 + SPREAD, lost=[0])
+    assert not np.isfinite(evidence(closures={"none": (settings("none", "none"), lost)}).errors("none")[0])
 
 
 # ---- against the tuned constant
@@ -210,7 +219,7 @@ def test_without_the_rival_it_is_open(claim, kind):
 def test_the_constant_is_chosen_on_the_training_starts_and_scored_on_the_others():
     given = evidence()
     assert given.oracle() == "leith"
-    assert float(given.evaluated("leith")["constant"]) == 0.2  # 0.3 would do better where it is scored
+    assert float(given.evaluated("leith")[0]["constant"]) == 0.2  # 0.3 would do better where it is scored
     found = decided(evidence(0.1), WITHIN)
     expected = welch_test(0.1 + SPREAD, 1.25 * (0.11 + SPREAD / 10))
     assert found.holds is True
@@ -218,7 +227,7 @@ def test_the_constant_is_chosen_on_the_training_starts_and_scored_on_the_others(
     assert "leith with 0.2 0.110 decades" in found.reason
     # What happens on the evaluation starts moves the score and never the choice.
     swapped = tuned("leith", "leith", (0.1, 0.2, 0.3), (0.30, 0.10, 0.20), (0.0, 0.50, 0.0))[0]
-    assert float(evidence(closures={"leith": swapped}).evaluated("leith")["constant"]) == 0.2
+    assert float(evidence(closures={"leith": swapped}).evaluated("leith")[0]["constant"]) == 0.2
 
 
 def test_which_closure_is_the_oracle_is_decided_on_the_training_starts_too():
@@ -241,7 +250,7 @@ def test_a_quarter_more_than_the_constant_s_error_is_where_it_ends():
 def test_a_constant_that_blew_up_is_never_chosen_nor_a_closure_of_which_all_did():
     lost = LEITH_TRAINING.copy(deep=True)
     lost["Z"][1, 4] = np.nan  # the best constant, from one start
-    assert float(evidence(training={"leith": lost}).evaluated("leith")["constant"]) == 0.3
+    assert float(evidence(training={"leith": lost}).evaluated("leith")[0]["constant"]) == 0.3
     smag, smag_training = tuned("smag", "smag", (0.1, 0.2), (0.15, 0.25), (0.2, 0.3))
     gone = LEITH_TRAINING.copy(deep=True)
     gone["Z"][:] = np.nan
@@ -250,9 +259,9 @@ def test_a_constant_that_blew_up_is_never_chosen_nor_a_closure_of_which_all_did(
 
 
 def test_a_constant_that_blows_up_where_it_is_scored_is_no_yardstick():
-    evaluation = LEITH[1].copy(deep=True)
+    evaluation = LEITH[1][0].copy(deep=True)
     evaluation["Z"][1, 0] = np.nan
-    found = decided(evidence(0.01, {"leith": (LEITH[0], evaluation)}), WITHIN)
+    found = decided(evidence(0.01, {"leith": (LEITH[0], [evaluation])}), WITHIN)
     assert (found.holds, found.reason) == (False, "a simulation blew up")
 
 
@@ -367,6 +376,15 @@ def test_a_tail_that_is_never_reached_is_far_and_not_infinitely_far():
     assert found.difference == pytest.approx(-math.log10(0.5 / (SEEDS * STARTS * POINTS) / 0.01))
     assert math.isfinite(found.high)
     assert decided(tails(900, 0, 0), TAIL).holds is True
+
+
+def test_the_tail_of_a_rival_is_pooled_over_its_realisations():
+    given = tails(100)
+    twice = single(0.2 + SPREAD, exceeded=180) + single(0.2 + SPREAD, exceeded=20)
+    both = {"dleith": (settings("dleith", "dleith"), twice), "dsmag": (settings("dsmag", "dsmag"), twice)}
+    found = decided(replace(given, closures=both), TAIL)
+    assert found.difference == pytest.approx(0, abs=1e-9)
+    assert found.low < 0 < found.high  # realisations are resampled too
 
 
 def test_a_rival_that_blew_up_has_no_tail():

@@ -236,7 +236,7 @@ def test_the_lines_of_the_spectra_are_the_means_over_starts():
     above, below = drawing.axes[0], drawing.axes[2]
     line = {text: handle for handle, text in zip(*above.get_legend_handles_labels(), strict=True)}
     np.testing.assert_allclose(line["reference"].get_ydata(), known)
-    expected = mean_spectrum(held.evaluated("none")).mean("start").values[1:]
+    expected = mean_spectrum(held.evaluated("none")[0]).mean("start").values[1:]
     np.testing.assert_allclose(line["none"].get_ydata(), expected)
     np.testing.assert_allclose(next(x for x in below.lines if x.get_label() == "none").get_ydata(), expected / known)
 
@@ -257,7 +257,7 @@ def test_the_headline_has_the_tuned_constant_and_the_better_dynamic_model():
     labels = [entry.label for entry in headline(held, [])]
     assert labels[0] == "none"
     assert labels[1] == held.best(("dleith",))
-    assert labels[2] == f"leith ({float(held.evaluated('leith')['constant']):g})"
+    assert labels[2] == f"leith ({float(held.evaluated('leith')[0]['constant']):g})"
 
 
 def test_exceedances_are_those_of_the_values():
