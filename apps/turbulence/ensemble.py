@@ -15,7 +15,7 @@ from torch import Tensor
 
 from apps.turbulence.checkpoint import Checkpoint
 from core.errors import InputError
-from simulators.turbulence.closures import Closure, subgrid_term
+from simulators.turbulence.closures import Closure, largest_step, subgrid_term
 from simulators.turbulence.diagnostics import VorticityHistogram, energy_spectrum, enstrophy_spectrum
 from simulators.turbulence.diagnostics.transfers import (
     backscatter_fraction,
@@ -145,7 +145,7 @@ def simulate(
         window ``counts``, ``exceeded``, ``points``, ``kurtosis``, ``std``, transfers and the ``final`` vorticity.
 
     Raises:
-        InputError: an impossible sampling, or a time step too large for the start.
+        InputError: an impossible sampling, or a time step too large for the start or for an explicit eddy viscosity.
     """
     closure = solver.closure if closure is None else closure
     advance = solver.advance if advance is None else advance
@@ -162,7 +162,8 @@ def simulate(
         )
     starts = starts.to(solver.grid.device)
     state = solver.start(starts)
-    solver.check_cfl(state)
+    cfl = solver.check_cfl(state)
+    _check_explicit(solver, state, closure)
     grid = solver.grid if seen_on is None else Grid(seen_on, solver.grid.dtype, solver.grid.device)
 
     def seen(state: FlowState) -> Flow:
@@ -184,7 +185,17 @@ def simulate(
             progress((i + 1) / samples, f"t = {times[i]:.1f}")
         if file.due:
             file.save(_record(state, i + 1, statistics))
-    return _dataset(solver.dt, statistics, seen(state), times, sampling)
+    return _dataset(solver.dt, statistics, seen(state), times, sampling).assign_attrs(cfl=cfl)
+
+
+def _check_explicit(solver: Solver, state: FlowState, closure: Closure) -> None:
+    """Refuse a viscosity that varies in space and that the explicit step cannot stand."""
+    flow = solver.flow(state)
+    if not hasattr(closure, "viscosity") or closure(flow).pi_hat is None:
+        return
+    allowed = float(largest_step(solver.grid, closure.viscosity(flow)).min())
+    if solver.dt >= allowed:
+        raise InputError(f"dt = {solver.dt:g}: the explicit eddy viscosity is stable below {allowed:.2g}")
 
 
 def _record(state: FlowState, sample: int, statistics: _Statistics) -> dict[str, Tensor]:

@@ -57,6 +57,8 @@ class Agents(Config):
     """From the agents to the grid."""
     positivity: Positivity = "none"
     """Whether coefficients may be negative."""
+    padded: bool = False
+    """De-alias the products of the agents' stress."""
     stacked_state: bool = False
     """See the spectra along x and y one after the other."""
     shift: bool = True
@@ -80,8 +82,7 @@ class Agents(Config):
         resolved = torch.from_numpy(numbered(snapshots, scenario.reference).astype(np.float64))
         kind: Literal["energy", "enstrophy"] = "energy" if self.reward.startswith("k") else "enstrophy"
         reference = reference_spectrum(resolved, scenario.grid.n, scenario.band, scenario.axis, kind)
-        names = ("agents_per_side", "action", "state", "reward", "steps_per_action", "spin_up", "interpolation")
-        options = {name: getattr(self, name) for name in (*names, "positivity", "stacked_state", "shift", "compat")}
+        options = self.model_dump(exclude={"horizon"})
         return ClosureAgents(solver, reference.to(solver.grid.dtype), starts, horizon=self.horizon, **options)
 
 

@@ -56,6 +56,22 @@ def divergences(found: xr.Dataset, reference: xr.Dataset) -> xr.DataArray:
     return found["points"].copy(data=values.numpy())
 
 
+def extreme_quantiles(found: xr.Dataset, probability: float = 0.999) -> xr.DataArray:
+    """Quantile of |omega|, in sigma, from the histogram: linear within a bin; NaN where nothing was counted."""
+    counts = found["counts"].transpose(..., "omega").values.astype(np.float64)
+    half = counts.shape[-1] // 2
+    folded = counts[..., half:] + counts[..., half - 1 :: -1]
+    edges = np.linspace(0.0, half * float(found["omega"][1] - found["omega"][0]), half + 1)
+    total = np.concatenate([np.zeros((*folded.shape[:-1], 1)), folded.cumsum(-1)], axis=-1)
+
+    def quantile(cumulative: Numbers) -> float:
+        if not cumulative[-1]:
+            return np.nan
+        return float(np.interp(probability * cumulative[-1], cumulative, edges))
+
+    return found["points"].copy(data=np.apply_along_axis(quantile, -1, total))
+
+
 def tail_probability(exceeded: Numbers, points: Numbers) -> float:
     """P(|omega| > 3 sigma_ref) of all simulations together."""
     return float(exceeded.sum() / points.sum())

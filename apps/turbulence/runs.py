@@ -56,6 +56,8 @@ class ClosureSettings(Config):
     """How a dynamic model keeps its coefficient positive."""
     share: float | None = Field(default=None, ge=0, lt=1)
     """Share of the sink's energy that ``backscatter`` returns."""
+    padded: bool = False
+    """De-alias the products of a stress that varies in space."""
     every: int = Field(default=1, ge=1)
     """Solver steps between two evaluations."""
 
@@ -70,7 +72,7 @@ class ClosureSettings(Config):
         Raises:
             InputError: options that this closure does not have.
         """
-        options = {"constant": constant, "clip": self.clip, "share": self.share}
+        options = {"constant": constant, "clip": self.clip, "share": self.share, "padded": self.padded or None}
         return closure(self.closure, **{name: value for name, value in options.items() if value is not None})
 
 

@@ -1,6 +1,7 @@
 """The claims, decided from planted spectra, tails and energies: both ways, open where something is missing."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_agents_of_which_one_simulation_blew_up_claim_nothing(claim):
     assert found.holds is False
     assert found.p is None
     if claim != STABLE:
-        assert found.reason == "a simulation with the agents blew up"
+        assert re.fullmatch("a simulation( with the agents)? blew up", found.reason)
 
 
 def test_a_rival_that_blew_up_is_beaten():

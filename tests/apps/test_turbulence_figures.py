@@ -115,7 +115,8 @@ def evidence(n=16, starts=3, *, names=tuple(SETTINGS), policies=(), lost=None, *
         closures[name] = (settings, evaluation(n, starts, seed, lost=(lost or {}).get(name, ()), **given))
         if len(constants) > 1:
             training[name] = evaluation(n, starts, 50 + seed, **given)
-    return Evidence(reference(n), {name: (c, [data]) for name, (c, data) in closures.items()}, training, list(policies), "smarl", "full", 30.0)
+    once = {name: (settings, [data]) for name, (settings, data) in closures.items()}
+    return Evidence(reference(n), once, training, list(policies), "smarl", "full", 30.0)
 
 
 @pytest.fixture(autouse=True)
@@ -162,10 +163,7 @@ def test_all_figures_of_a_scenario_are_drawn_on_any_grid(n):
     agents = [f"{arm}_{kind}" for arm in learned for kind in ("coefficient", "fields")]
     assert sorted(drawn(found, rendered=n == 16)) == sorted([*EVERYTHING, *agents])
     captions = {f.name: f.caption for f in found}
-    assert (
-        "95 % bootstrap intervals of the mean over 3 starts (of means over 1 or 2"
-        in captions["flow_spectra"]
-    )
+    assert "95 % bootstrap intervals of the mean over 3 starts (of means over 1 or 2" in captions["flow_spectra"]
     assert "share of the distance" in captions["flow_extremes"]
     assert not any("blew up:" in caption for caption in captions.values())
 

@@ -77,6 +77,7 @@ class ClosureAgents:
         steps_per_action: solver steps between two actions.
         spin_up: solver steps without closure before an episode begins.
         interpolation: see ``interpolation_matrix``.
+        padded: de-alias the products of the stress.
         positivity: leave c as it is, cut it at 0, or make it positive smoothly.
         stacked_state: see the spectra along x and y one after the other.
         shift: begin at a random place of the flow, in whole periods of the forcing.
@@ -103,6 +104,7 @@ class ClosureAgents:
     spin_up: int = 0
     interpolation: Interpolation = "biquadratic"
     positivity: Positivity = "none"
+    padded: bool = False
     stacked_state: bool = False
     shift: bool = True
     failure: float = 20.0
@@ -339,7 +341,7 @@ class ClosureAgents:
         """So many steps of the solver with a field of coefficients held fixed."""
         for _ in range(steps):
             flow = self.solver.flow(flow_state)
-            term = eddy_viscosity_term(flow, self.eddy_viscosity(flow, field))
+            term = eddy_viscosity_term(flow, self.eddy_viscosity(flow, field), self.padded)
             flow_state = self.solver.step(flow_state, term)
         return flow_state
 
