@@ -13,9 +13,10 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from functools import partial
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -26,9 +27,9 @@ from core.allocator import keep_freed_memory
 from core.errors import MissingExtra
 from simulators.turbulence import jaxcfd_backend
 from simulators.turbulence.agents import ClosureAgents
-from simulators.turbulence.agents.world import AgentsState
+from simulators.turbulence.agents.world import ActionKind, AgentsState
 from simulators.turbulence.cases import CASES
-from simulators.turbulence.closures import DynamicLeith, DynamicSmagorinsky, TensorDynamicSmagorinsky
+from simulators.turbulence.closures import Closure, DynamicLeith, DynamicSmagorinsky, TensorDynamicSmagorinsky
 from simulators.turbulence.diagnostics import reference_spectrum
 from simulators.turbulence.grid import Grid, resample
 from simulators.turbulence.snapshots import POINTS, initial_fields
@@ -84,15 +85,12 @@ def against_jax() -> None:
         masked, padded = (Solver(CASE, n, DT, dealias=dealias) for dealias in (mask, "padded"))
         start = masked.start(fields(n, copies))
         whole = padded.start(fields(n, copies))
-        steps = calls(lambda solver=masked, start=start: solver.step(start))
-
-        def theirs(hat: Tensor = start.vorticity_hat, mask: Tensor = mask, steps: int = steps) -> Tensor:
-            return jaxcfd_backend.advance(hat, CASE, DT, steps, stepper="crank_nicolson_rk2", mask=mask)
-
+        steps = calls(partial(masked.step, start))
+        theirs = partial(jaxcfd_backend.advance, stepper="crank_nicolson_rk2", mask=mask)
         works: Works = {
-            "ours": lambda start=start, steps=steps, solver=masked: solver.advance(start, steps),
-            "theirs": theirs,
-            "padded": lambda start=whole, steps=steps, solver=padded: solver.advance(start, steps),
+            "ours": partial(masked.advance, start, steps),
+            "theirs": partial(theirs, start.vorticity_hat, CASE, DT, steps),
+            "padded": partial(padded.advance, whole, steps),
         }
         took = milliseconds(works, ROUNDS)
         ours, jax, default = (f"{1000 * statistics.median(ms) / steps:6.0f}" for ms in took.values())
@@ -106,7 +104,7 @@ def against_jax() -> None:
         )
 
 
-def world(copies: int, action: str = "leith", device: str = "cpu") -> tuple[ClosureAgents, AgentsState, Tensor]:
+def world(copies: int, action: ActionKind = "leith", device: str = "cpu") -> tuple[ClosureAgents, AgentsState, Tensor]:
     """Agents at N = 32 as they are trained, flows with which they begin, and actions."""
     resolved = torch.from_numpy(initial_fields(range(1, 11), POINTS))
     solver = Solver(CASE, 32, 5e-3, device=device)
@@ -129,16 +127,17 @@ def episode(agents: ClosureAgents, state: AgentsState, actions: Tensor, length: 
 def environment() -> None:
     """Steps of the agents' world against as many steps of the bare solver."""
     print(f"  environment step (state, interpolation, {HELD} steps with the closure, reward), N 32, B 16, padded")
-    for action in ("leith", "smagorinsky"):
+    for action in get_args(ActionKind):
         agents, state, actions = world(16, action)
-        solver = agents.solver
         works: Works = {
-            "bare": lambda solver=solver, state=state: solver.advance(state.flow, 10 * HELD),
-            "agents": lambda agents=agents, state=state, actions=actions: episode(agents, state, actions, 10),
-            "observe": lambda agents=agents, state=state: [agents.observe(state) for _ in range(10)],
+            "bare": partial(agents.solver.advance, state.flow, 10 * HELD),
+            "agents": partial(episode, agents, state, actions, 10),
         }
         took = milliseconds(works, 2 * ROUNDS)
-        bare, full, seen = (100 * statistics.median(ms) for ms in took.values())
+        bare, full = (100 * statistics.median(ms) for ms in took.values())
+        seen = 1000 * statistics.median(
+            milliseconds({"observe": partial(agents.observe, state)}, ROUNDS, calls=50)["observe"]
+        )
         speed = 16e6 / full
         print(
             f"    {action:<12} {full:5.0f} us, {seen:3.0f} of them for the state, bare {bare:5.0f}; {speed:,.0f} of one"
@@ -147,17 +146,28 @@ def environment() -> None:
         )
 
 
+def evaluate(closure: Closure, solver: Solver, state: FlowState) -> None:
+    """A closure for a flow of which only the vorticity is known."""
+    closure(solver.flow(state))
+
+
 def closures() -> None:
     """One evaluation of a dynamic closure in bare steps."""
     print("  one evaluation of a closure in bare padded steps: DLEITH (target 2.5), DSMAG, DSMAG of stresses")
     for n, copies in ((32, 1), (32, 16), (64, 1), (64, 16), (128, 1), (256, 1)):
         solver = Solver(CASE, n, DT)
         state = solver.start(fields(n, copies))
-        works: dict[str, Callable[[], object]] = {"bare": lambda solver=solver, state=state: solver.step(state)}
+        works: dict[str, Callable[[], object]] = {"bare": partial(solver.step, state)}
         for closure in (DynamicLeith(), DynamicSmagorinsky(), TensorDynamicSmagorinsky()):
-            works[type(closure).__name__] = lambda c=closure, s=solver, state=state: c(s.flow(state))
+            works[type(closure).__name__] = partial(evaluate, closure, solver, state)
         took = milliseconds(works, ROUNDS, calls=calls(works["bare"]))
         print(f"    N {n:3}, B {copies:2}: {', '.join(over(took[name], took['bare']) for name in list(works)[1:])}")
+
+
+def one_after_the_other(solver: Solver, parts: list[FlowState]) -> None:
+    """Four steps of each part."""
+    for part in parts:
+        solver.advance(part, 4)
 
 
 def chunks() -> None:
@@ -173,26 +183,17 @@ def chunks() -> None:
                     FlowState(whole.vorticity_hat[i : i + size].clone(), whole.advection[i : i + size].clone())
                     for i in range(0, 16, size)
                 ]
-                works[str(size)] = lambda parts=parts, solver=solver: [solver.advance(part, 4) for part in parts]
+                works[str(size)] = partial(one_after_the_other, solver, parts)
             took = milliseconds(works, ROUNDS, calls=calls(works["16"]))
             each = ", ".join(f"{1000 * statistics.median(ms) / 64:.0f}" for ms in took.values())
             print(f"    N {n:3}, {str(dtype)[6:]}: {each}; {over(took['16'], took['1'])}", flush=True)
 
 
-@contextmanager
-def a_process(keep: bool) -> Iterator[ProcessPoolExecutor]:
-    """A process of its own: what the heap was told cannot be taken back."""
-    prepare = keep_freed_memory if keep else None
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare) as pool:
-        yield pool
-
-
-def step_milliseconds(n: int, dtype: torch.dtype) -> float:
+def step_milliseconds(n: int, dtype: torch.dtype, closure: Closure | None) -> float:
     """Milliseconds of a padded step of one copy."""
     torch.set_num_threads(1)
-    solver = Solver(CASE, n, DT / 10, dtype=dtype)
-    state = solver.start(fields(n, 1, dtype))
-    state = solver.advance(state, 3)
+    solver = Solver(CASE, n, DT / 10, closure=closure, dtype=dtype)
+    state = solver.advance(solver.start(fields(n, 1, dtype)), 3)
     steps = max(3, 2 * 10**6 // n**2)
     clock = Clock()
     solver.advance(state, steps)
@@ -200,28 +201,34 @@ def step_milliseconds(n: int, dtype: torch.dtype) -> float:
 
 
 def heap() -> None:
-    """What it saves that freed memory is kept."""
-    if not keep_freed_memory():
-        print("  the heap: no glibc here, nothing is set")
-        return
+    """What it saves that freed memory is kept, in new processes: one that has freed large blocks keeps more."""
     print("  ms a padded step of one copy, freed memory given back as by default, and kept; times faster")
-    with a_process(False) as default, a_process(True) as keeping:
+    for closure in (None, DynamicLeith()):
         for n in (128, 256, 512):
             for dtype in (torch.float32, torch.float64):
-                pairs = [
-                    [pool.submit(step_milliseconds, n, dtype).result() for pool in (default, keeping)]
-                    for _ in range(ROUNDS)
-                ]
+                with a_process() as default, a_process(keep_freed_memory) as keeping:
+                    pairs = [
+                        [pool.submit(step_milliseconds, n, dtype, closure).result() for pool in (default, keeping)]
+                        for _ in range(ROUNDS)
+                    ]
                 given, kept = (list(each) for each in zip(*pairs, strict=True))
-                print(f"    N {n}, {str(dtype)[6:]}: {spread(given)}, {spread(kept)}; {over(given, kept)}", flush=True)
+                name = "DLEITH in every step" if closure else "no closure"
+                print(
+                    f"    N {n}, {str(dtype)[6:]}, {name}: {spread(given)}, {spread(kept)}; {over(given, kept)}",
+                    flush=True,
+                )
+
+
+def a_process(prepare: Callable[[], object] | None = None) -> ProcessPoolExecutor:
+    """One process, which begins with ``prepare``."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=prepare)
 
 
 def gpu() -> None:
     """Environment steps against one CPU core, a direct simulation, and what is copied inside an episode."""
     agents, state, actions = world(256, device="cuda")
-    on_gpu = milliseconds({"GPU": lambda: episode(agents, state, actions, 10)}, ROUNDS, device="cuda")["GPU"]
-    slow = world(256)
-    on_core = milliseconds({"core": lambda: episode(*slow, 1)}, 3)["core"]
+    on_gpu = milliseconds({"GPU": partial(episode, agents, state, actions, 10)}, ROUNDS, device="cuda")["GPU"]
+    on_core = milliseconds({"core": partial(episode, *world(256), 1)}, 3)["core"]
     speed, core = 2560e3 / statistics.median(on_gpu), 256e3 / statistics.median(on_core)
     print(f"  {torch.cuda.get_device_name()}")
     print(f"    environment steps of one copy a second, N 32, B 256: {speed:,.0f}; one CPU core {core:,.0f}")
@@ -230,7 +237,7 @@ def gpu() -> None:
         warnings.simplefilter("ignore")  # single precision is what is asked for here
         solver = Solver(CASE, 1024, DT / 2, device="cuda")
     start = solver.start(fields(1024, 1, device="cuda"))
-    took = milliseconds({"DNS": lambda: solver.advance(start, 100)}, ROUNDS, device="cuda")["DNS"]
+    took = milliseconds({"DNS": partial(solver.advance, start, 100)}, ROUNDS, device="cuda")["DNS"]
     print(f"    direct simulation, N 1024, float32, padded: {spread([1e5 / ms for ms in took])} steps/s (target 200)")
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -252,7 +259,8 @@ def main() -> None:
     environment()
     closures()
     chunks()
-    heap()
+    if keep_freed_memory():
+        heap()
     if torch.cuda.is_available():
         gpu()
     print(f"  {time.perf_counter() - began:.0f} s")

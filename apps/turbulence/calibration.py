@@ -26,14 +26,14 @@ from torch import Tensor
 from apps.turbulence.checkpoint import Checkpoint
 from apps.turbulence.ensemble import Progress, Sampling, simulate
 from apps.turbulence.scenario import Scenario
-from apps.turbulence.snapshots import numbered, snapshots_of, truncated
+from apps.turbulence.snapshots import numbered, reference_spectra, snapshots_of, truncated
 from core.errors import InputError, require
 from core.seeds import stream
 from core.stats import t_interval
 from core.study import Config, Context, Run
 from core.study.numbers import estimate, number
 from simulators.turbulence.closures import Closure, closure
-from simulators.turbulence.diagnostics import check_reference, log_spectrum_error, snapshot_spectra
+from simulators.turbulence.diagnostics import check_reference, log_spectrum_error
 
 ClosureName = Literal["leith", "leith_local", "smag", "smag_local", "backscatter"]
 Numbers = NDArray[np.float64]
@@ -223,9 +223,11 @@ class _Target:
     @classmethod
     def of(cls, scenario: Scenario, snapshots: NDArray[Any]) -> _Target:
         n, count = scenario.grid.n, len(scenario.reference)
-        resolved = torch.from_numpy(numbered(snapshots, scenario.reference).astype(np.float64))
-        spectra = snapshot_spectra(resolved, n, scenario.band)
-        mean = check_reference(spectra.mean(0), n)
+        # Gamma is the snapshots' own variance, also where a file gives the mean.
+        own = scenario.model_copy(update={"spectrum": None})
+        spectra = reference_spectra(own, snapshots).mean(1)
+        target = reference_spectra(scenario, snapshots).mean((0, 1))
+        mean = check_reference(target, n)
         variance = spectra[:, 1:-1].log10().var(0) / count
         if not bool((variance > 0).all()):
             raise InputError("reference: the spectra of its snapshots are equal at some wavenumber")

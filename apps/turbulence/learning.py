@@ -14,7 +14,7 @@ from pydantic import Field
 from apps.turbulence.differentiable import GradientSettings, train_through_the_solver
 from apps.turbulence.ensemble import Progress
 from apps.turbulence.scenario import Scenario
-from apps.turbulence.snapshots import numbered, snapshots_of, truncated
+from apps.turbulence.snapshots import numbered, reference_spectra, snapshots_of, truncated
 from core import files
 from core.errors import InputError
 from core.rl import PPO, VRACER, LearnedPolicy
@@ -28,7 +28,6 @@ from simulators.turbulence.agents.interpolation import Interpolation
 from simulators.turbulence.agents.rewards import OFFSET, RewardKind
 from simulators.turbulence.agents.states import StateKind
 from simulators.turbulence.agents.world import SEEN, ActionKind, Positivity
-from simulators.turbulence.diagnostics import reference_spectrum
 
 OBSERVATION_RANGE = (-SEEN, SEEN)
 """The learners see standard deviations."""
@@ -79,9 +78,10 @@ class Agents(Config):
         """
         solver = scenario.grid.solver(scenario.flow, device=device)
         starts = truncated(numbered(snapshots, scenario.training), scenario.grid.n, solver.grid.dtype)
-        resolved = torch.from_numpy(numbered(snapshots, scenario.reference).astype(np.float64))
         kind: Literal["energy", "enstrophy"] = "energy" if self.reward.startswith("k") else "enstrophy"
-        reference = reference_spectrum(resolved, scenario.grid.n, scenario.band, scenario.axis, kind)
+        reference = reference_spectra(scenario, snapshots, kind).mean(0)
+        if scenario.axis == "both":
+            reference = reference.mean(0)
         options = self.model_dump(exclude={"horizon"})
         return ClosureAgents(solver, reference.to(solver.grid.dtype), starts, horizon=self.horizon, **options)
 

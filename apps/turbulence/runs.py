@@ -15,12 +15,12 @@ from torch import Tensor
 from apps.turbulence.ensemble import Sampling, simulate
 from apps.turbulence.learning import StoredPolicy, TrainedPolicy, load_policy, world_of
 from apps.turbulence.scenario import Discretisation, Scenario
-from apps.turbulence.snapshots import numbered, snapshots_of, truncated
+from apps.turbulence.snapshots import numbered, reference_spectra, snapshots_of, truncated
 from core.errors import InputError
 from core.seeds import stream
 from core.study import Config, Context, Run
 from simulators.turbulence.closures import Closure, closure
-from simulators.turbulence.diagnostics import VorticityHistogram, snapshot_spectra
+from simulators.turbulence.diagnostics import VorticityHistogram
 from simulators.turbulence.flow import Flow
 from simulators.turbulence.grid import Grid
 
@@ -108,16 +108,20 @@ class ReferenceStatistics(Run):
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """Spectra of each snapshot in both bands, and what is left of the distribution on the coarse grid."""
         s = self.scenario
-        omega = numbered(snapshots_of(s).load(context), s.reference)
-        resolved = torch.from_numpy(omega.astype(np.float64))
+        snapshots = snapshots_of(s).load(context)
+        omega = numbered(snapshots, s.reference)
         coarse = truncated(omega, s.grid.n, torch.float64)
         sigma = float(coarse.std(correction=0))
         histogram = VorticityHistogram.of(coarse, sigma)
         flow = Flow(Grid(s.grid.n), Grid(s.grid.n).to_spectral(coarse))
         data: dict[str, Any] = {}
-        for letter, kind in (("Z", "enstrophy"), ("E", "energy")):
-            for band in ("full", "les"):
-                spectra = snapshot_spectra(resolved, s.grid.n, band, "stacked", kind)  # type: ignore[arg-type]
+        without_file = s.model_copy(update={"spectrum": None})
+        kinds: tuple[tuple[str, Literal["enstrophy", "energy"]], ...] = (("Z", "enstrophy"), ("E", "energy"))
+        bands: tuple[Literal["full", "les"], ...] = ("full", "les")
+        for letter, kind in kinds:
+            for band in bands:
+                scenario = s if kind == "enstrophy" else without_file
+                spectra = reference_spectra(scenario, snapshots, kind, band)
                 text = {"units": "1", "long_name": f"{kind} spectrum of a snapshot, {band} band"}
                 data[f"{letter}_{band}"] = (("snapshot", "axis", "k"), spectra.numpy(), text)
         plain = {"units": "1"}

@@ -159,6 +159,8 @@ class Scenario(Config):
     """The reference spectrum sums over all wavenumbers of the other axis, or over those of the coarse grid."""
     axis: Literal["both", "stacked"] = "both"
     """The reward compares the mean of the spectra along x and y, or the two of them."""
+    spectrum: str | None = None
+    """Text file (columns k, Z) of the enstrophy spectrum to reach, in place of that of the reference snapshots."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -168,6 +170,8 @@ class Scenario(Config):
                 raise InputError(f"{name} = {list(numbers)}: must be two or more different numbers of at least 1")
         if set(self.evaluation) & (set(self.reference) | set(self.training)):
             raise InputError("evaluation: shares snapshots with reference or training")
+        if self.spectrum is not None and self.axis != "both":
+            raise InputError(f"axis = {self.axis}: a file holds one spectrum; must be both")
         if isinstance(self.snapshots, Shipped) and self.flow.case != "kolmogorov4":
             raise InputError(f"snapshots: the shipped ones are of case kolmogorov4, not of {self.flow.case}")
         known = {"shipped": COUNT, "dns": getattr(self.snapshots, "count", None)}.get(self.snapshots.kind)

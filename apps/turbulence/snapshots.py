@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from core import files
 from core.errors import InputError
 from core.seeds import stream
 from core.study import Context, Product
+from simulators.turbulence.diagnostics import snapshot_spectra
 from simulators.turbulence.filters import defilter
 from simulators.turbulence.grid import Grid, resample
-from simulators.turbulence.readers import load_py2d_ic, read_fields
+from simulators.turbulence.readers import load_py2d_ic, read_fields, read_spectrum
 from simulators.turbulence.snapshots import FILTER_WIDTH
 from simulators.turbulence.snapshots import snapshots as shipped_snapshots
 from simulators.turbulence.solver import FlowState, Solver
@@ -76,6 +78,39 @@ def numbered(omega: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
     if max(numbers) > len(omega):
         raise InputError(f"snapshot {max(numbers)}: there are {len(omega)}, numbered from 1")
     return omega[[number - 1 for number in numbers]]
+
+
+def reference_spectra(
+    scenario: Scenario,
+    snapshots: np.ndarray,
+    kind: Literal["enstrophy", "energy"] = "enstrophy",
+    band: Literal["full", "les"] | None = None,
+) -> Tensor:
+    """Spectra along x and y of every reference snapshot, ``(S, 2, N/2)``; the same for all if a file gives them.
+
+    Args:
+        scenario: flow, grid and the roles of the snapshots.
+        snapshots: ``(S, N, N)`` resolved vorticity.
+        kind: what they are of.
+        band: in place of the scenario's.
+
+    Raises:
+        InputError: snapshots that are missing, or a file that cannot be used.
+    """
+    n = scenario.grid.n
+    resolved = torch.from_numpy(numbered(snapshots, scenario.reference).astype(np.float64))
+    spectra = snapshot_spectra(resolved, n, band or scenario.band, "stacked", kind)
+    if scenario.spectrum is None:
+        return spectra
+    if kind == "energy":
+        raise InputError(
+            f"spectrum: {scenario.spectrum} is of enstrophy: rewards of the energy spectrum need snapshots"
+        )
+    half_mean_square = float((resolved**2).mean() / 2)
+    file = read_spectrum(scenario.spectrum, kind="enstrophy", axis="both", n_les=n, total=half_mean_square)
+    spectra = spectra.mean((0, 1)).expand_as(spectra).clone()
+    spectra[..., int(file.k[0]) :] = torch.from_numpy(file.value[: n // 2 - int(file.k[0])])
+    return spectra
 
 
 def truncated(omega: np.ndarray, n: int, dtype: torch.dtype = torch.float32) -> Tensor:

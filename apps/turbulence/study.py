@@ -25,6 +25,7 @@ from apps.turbulence.scenario import Discretisation, Scenario
 from apps.turbulence.table import MEASURES, rows_of
 from core.errors import InputError
 from core.study import Analysis, Config, Results, Row, Run, Study
+from core.study.loading import from_options
 from simulators.turbulence.agents import states
 
 
@@ -240,12 +241,15 @@ def evaluation_of(
     name: str = "evaluation",
     sampling: SamplingSettings | None = None,
 ) -> TurbulenceStudy:
-    """A study without claims: closures and trained policies in one scenario, the shipped one by default."""
-    values = (scenario or Scenario()).model_dump()
-    comparison = Comparison(**{**values, "name": name, "closures": tuple(closures), "arms": tuple(arms)})
-    return TurbulenceStudy(
-        study=name, scenarios=(comparison,), sampling=sampling or SamplingSettings(), long=0.0, claims=()
-    )
+    """A study without claims: closures and trained policies in one scenario, the shipped one by default.
+
+    Raises:
+        InputError: nothing to simulate, two of one name, or policies that cannot be simulated there.
+    """
+    compared = {"name": name, "closures": tuple(closures), "arms": tuple(arms)}
+    comparison = from_options(Comparison, (scenario or Scenario()).model_dump() | compared, name)
+    values = {"study": name, "scenarios": (comparison,), "sampling": sampling or SamplingSettings(), "long": 0.0}
+    return from_options(TurbulenceStudy, values | {"claims": ()}, name)
 
 
 def _data(scenario: str, evidence: Evidence, learned: dict[str, list[xr.Dataset]]) -> dict[str, xr.Dataset]:

@@ -25,7 +25,7 @@ MEASURES = (
     "Spectrum error: root mean square over k = 1..N/2-2 of log10 of the time-mean enstrophy spectrum over the "
     "reference's (decades), the mean of the spectra along x and y; coarse band: against a reference that sums over the "
     "wavenumbers of the coarse grid alone, which are all that a simulation has; ratio at small scales: that of the "
-    "spectra at k = N/2-2; tail: log10 of P(|omega| > 3 sigma) over the reference's; divergence: Jensen-Shannon, of the "
+    "spectra at k = N/2-2; tail: log10 of P(|omega| > 3 sigma) over the reference's; divergence: Jensen-Shannon of the "
     "distribution of the vorticity; sigma: standard deviation of the reference's vorticity on the coarse grid; "
     "backscatter: share of points where the closure gives enstrophy back to the resolved flow.",
     "Intervals are 95 % Student intervals over starts; a start's number is the mean over training seeds of agents, and "

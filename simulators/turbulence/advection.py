@@ -52,7 +52,7 @@ def _two_products(grid: Grid, mask: Tensor, fine: int) -> Advection:
     n, half = grid.n, grid.n // 2
     # Transforms along x are of the columns that hold something, and these lie along memory: see the .mT.
     columns = int(mask.any(0).nonzero().max()) + 1
-    to_velocity = (grid.to_velocity[..., :columns].mT / n**2).unsqueeze(1).contiguous()
+    to_velocity = grid.to_velocity[:, :columns].unsqueeze(1)
     # The advection is the curl of the divergence of the stress u_i u_j.
     from_stress = (grid.to_curl * mask)[..., :columns].mT * (n / fine) ** 2
     from_squares, from_uv = 0.5 * from_stress[0].contiguous(), from_stress[1].contiguous()

@@ -24,15 +24,6 @@ class Flow:
         self.grid = grid
         self.vorticity_hat = vorticity_hat
 
-    def _physical(self, operators: Tensor) -> Tensor:
-        """What several operators ``(K, N, N/2+1)`` make of omega, ``(K, ..., N, N)``, in one transform."""
-        return self.grid.to_physical(self.spectra(operators))
-
-    def spectra(self, operators: Tensor) -> Tensor:
-        """``(K, ..., N, N/2+1)``, several operators ``(K, N, N/2+1)`` on the spectrum of omega."""
-        copies = self.vorticity_hat.dim() - 2
-        return operators.unflatten(0, (-1, *(1,) * copies)) * self.vorticity_hat
-
     @cached_property
     def vorticity(self) -> Tensor:
         """Omega, ``(..., N, N)``."""
@@ -56,19 +47,19 @@ class Flow:
     @cached_property
     def velocity(self) -> tuple[Tensor, Tensor]:
         """(u, v)."""
-        u, v = self._physical(self.grid.to_velocity).unbind(0)
+        u, v = self.grid.fields(self.grid.to_velocity, self.vorticity_hat).unbind(0)
         return u, v
 
     @cached_property
     def velocity_gradient(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(u_x, u_y, v_x, v_y); v_y = -u_x."""
-        (u_x, shear), turn = self.strain, 0.5 * self.vorticity
-        return u_x, shear - turn, shear + turn, -u_x
+        u_x, u_y, v_x = self.grid.fields(self.grid.to_velocity_gradient, self.vorticity_hat).unbind(0)
+        return u_x, u_y, v_x, -u_x
 
     @cached_property
     def strain(self) -> Tensor:
         """(S11, S12) of the strain rate, ``(2, ..., N, N)``: S11 = du/dx = -S22, S12 = (du/dy + dv/dx)/2."""
-        return self._physical(self.grid.to_strain)
+        return self.grid.fields(self.grid.to_strain, self.vorticity_hat)
 
     @cached_property
     def strain_norm(self) -> Tensor:
@@ -78,7 +69,7 @@ class Flow:
     @cached_property
     def vorticity_gradient(self) -> Tensor:
         """(d omega/dx, d omega/dy), ``(2, ..., N, N)``."""
-        return self._physical(self.grid.to_gradient)
+        return self.grid.fields(self.grid.to_gradient, self.vorticity_hat)
 
     @cached_property
     def gradient_norm(self) -> Tensor:
@@ -114,7 +105,7 @@ class Flow:
 
 def _length(vector: Tensor) -> Tensor:
     x, y = vector.unbind(0)
-    return torch.addcmul(x.square(), y, y).sqrt()
+    return x.square().addcmul_(y, y).sqrt_()
 
 
 def stress_curl(grid: Grid, tau11: Tensor, tau12: Tensor, tau22: Tensor | None = None) -> Tensor:
@@ -130,7 +121,7 @@ def stress_curl(grid: Grid, tau11: Tensor, tau12: Tensor, tau22: Tensor | None =
         tau22: likewise; None for a traceless stress, -tau11.
     """
     normal = tau11 if tau22 is None else 0.5 * (tau11 - tau22)
-    return _curl(grid, torch.stack((normal, tau12)))
+    return _curl(grid, grid.to_curl, torch.stack((normal, tau12)))
 
 
 def viscous_curl(flow: Flow, viscosity: Tensor) -> Tensor:
@@ -140,11 +131,10 @@ def viscous_curl(flow: Flow, viscosity: Tensor) -> Tensor:
         flow: of N points.
         viscosity: nu, ``(..., N, N)`` or what broadcasts to it.
     """
-    return _curl(flow.grid, -2 * viscosity * flow.strain)
+    return _curl(flow.grid, flow.grid.to_viscous_curl, viscosity * flow.strain)
 
 
-def _curl(grid: Grid, deviator: Tensor) -> Tensor:
-    """``stress_curl`` of stacked (tau11 - tau22)/2 and tau12."""
-    from_normal, from_shear = grid.to_curl.unbind(0)
+def _curl(grid: Grid, operators: Tensor, deviator: Tensor) -> Tensor:
+    from_normal, from_shear = operators.unbind(0)
     normal, shear = grid.to_spectral(deviator).unbind(0)
     return torch.addcmul(from_normal * normal, from_shear, shear)

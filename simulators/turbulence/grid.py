@@ -62,40 +62,59 @@ class Grid:
 
     @cached_property
     def to_velocity(self) -> Tensor:
-        """``(2, N, N/2+1)`` from the spectrum of omega to those of u and v."""
-        return self._operators(self.dy * self.inverse_k2, -self.dx * self.inverse_k2)
+        """From omega to u and v, for ``fields``."""
+        return self._to_fields(self.dy * self.inverse_k2, -self.dx * self.inverse_k2)
+
+    @cached_property
+    def to_velocity_gradient(self) -> Tensor:
+        """From omega to u_x, u_y and v_x, for ``fields``."""
+        return self._to_fields(*(k * self.inverse_k2 for k in (self.dx * self.dy, self.dy**2, -(self.dx**2))))
 
     @cached_property
     def to_gradient(self) -> Tensor:
-        """``(2, N, N/2+1)`` from a spectrum to those of its derivatives along x and y."""
-        return self._operators(self.dx, self.dy)
-
-    @cached_property
-    def to_hessian(self) -> Tensor:
-        """``(3, N, N/2+1)`` from a spectrum to those of its second derivatives along xx, xy and yy."""
-        return self._operators(self.dx**2, self.dx * self.dy, self.dy**2)
+        """From anything to its derivatives along x and y, for ``fields``."""
+        return self._to_fields(self.dx, self.dy)
 
     @cached_property
     def to_strain(self) -> Tensor:
-        """``(2, N, N/2+1)`` from the spectrum of omega to those of S11 = u_x and S12 = (u_y + v_x)/2."""
-        return self._operators(self.dx * self.dy * self.inverse_k2, 0.5 * (self.dy**2 - self.dx**2) * self.inverse_k2)
+        """From omega to S11 = u_x and S12 = (u_y + v_x)/2, for ``fields``."""
+        return self._to_fields(self.dx * self.dy * self.inverse_k2, 0.5 * (self.dy**2 - self.dx**2) * self.inverse_k2)
+
+    @cached_property
+    def to_invariants(self) -> Tensor:
+        """From omega to itself, S11, S12, w_x, w_y, w_xx, w_xy and w_yy, for ``fields``."""
+        dx, dy, one = self.dx, self.dy, self.resolved
+        with torch.inference_mode(False):
+            second = self._to_fields(one, dx**2, dx * dy, dy**2)
+            return torch.cat((second[:1], self.to_strain, self.to_gradient, second[1:]))
 
     @cached_property
     def to_curl(self) -> Tensor:
         """``(2, N, N/2+1)``: the spectra of (tau11 - tau22)/2 and tau12 times these add up to that of curl(div tau)."""
-        return self._operators(-2 * self.dx * self.dy, self.dx**2 - self.dy**2)
+        return self._stacked(-2 * self.dx * self.dy, self.dx**2 - self.dy**2)
+
+    @cached_property
+    def to_viscous_curl(self) -> Tensor:
+        """``to_curl`` of tau = -2 nu S from the spectra of nu S11 and nu S12."""
+        with torch.inference_mode(False):
+            return -2 * self.to_curl
 
     @cached_property
     def to_mean_square(self) -> tuple[Tensor, Tensor]:
-        """``(1, N+2)`` and ``(N, N+2)``: squared real and imaginary parts times these add up to enstrophy and energy."""
+        """``(1, N+2)``, ``(N, N+2)``: squared parts of omega times these add up to enstrophy and energy."""
         with torch.inference_mode(False):
             twice = torch.where((self.ky > 0) & (self.ky < self.n / 2), 2.0, 1.0).to(self.dtype)
             halves = (0.5 / self.n**4 * twice).repeat_interleave(2, -1)
             return halves, halves * self.inverse_k2.repeat_interleave(2, -1)
 
-    def _operators(self, *parts: Tensor) -> Tensor:
+    def _stacked(self, *operators: Tensor) -> Tensor:
         with torch.inference_mode(False):  # a cached tensor must also serve a later backward pass
-            return torch.stack([part.to(self.complex_dtype).expand_as(self.k2) for part in parts])
+            return torch.stack([operator.to(self.complex_dtype).expand_as(self.k2) for operator in operators])
+
+    def _to_fields(self, *operators: Tensor) -> Tensor:
+        """``(K, N/2, N)``: with kx along memory, as the first transform wants it, and the scale of the transforms."""
+        with torch.inference_mode(False):
+            return (self._stacked(*operators)[..., : self.n // 2].mT / self.n**2).contiguous()
 
     def to_spectral(self, field: Tensor) -> Tensor:
         """``(..., N, N)`` to ``(..., N, N/2+1)``."""
@@ -105,10 +124,15 @@ class Grid:
         """``(..., N, N/2+1)`` to ``(..., N, N)``."""
         return torch.fft.irfft2(spectrum, s=(self.n, self.n))
 
-    def to_points(self, spectrum: Tensor, stride: int) -> Tensor:
-        """Every ``stride``-th point of ``to_physical`` along either side; rows between are not transformed."""
-        rows = torch.fft.ifft(spectrum, dim=-2)[..., ::stride, :]
-        return torch.fft.irfft(rows, n=self.n)[..., ::stride]
+    def fields(self, operators: Tensor, spectrum: Tensor, stride: int = 1) -> Tensor:
+        """What K operators of the grid make of a spectrum ``(..., N, N/2+1)``, without its Nyquist modes.
+
+        Returns:
+            ``(K, ..., N, N)``, or every ``stride``-th point along either side; rows between are not transformed.
+        """
+        operators = operators.unflatten(0, (-1, *(1,) * (spectrum.dim() - 2)))
+        along_x = torch.fft.ifft(operators * spectrum[..., : self.n // 2].mT, norm="forward")
+        return torch.fft.irfft(along_x[..., ::stride].mT, n=self.n, norm="forward")[..., ::stride]
 
 
 def resample(spectrum: Tensor, n: int) -> Tensor:

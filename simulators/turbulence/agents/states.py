@@ -76,7 +76,7 @@ def observed(flow: Flow, kind: StateKind, agents: int, *, stacked: bool = False,
     if kind == "psiomegablock":
         parts.append(_blocks(torch.stack((flow.psi, flow.vorticity), dim=-1), stride))
     elif LOCAL[kind]:
-        local = torch.stack(_local(flow, kind, stride), dim=-1).flatten(1, 2)
+        local = _local(flow, kind, stride).flatten(1, 2)
         if compat and kind.startswith("invariantlocal"):
             local = torch.cat((torch.zeros_like(local[..., :1]), local), dim=-1)
         parts.append(local)
@@ -103,26 +103,32 @@ def names(kind: StateKind, n: int, *, stacked: bool = False, compat: bool = Fals
     return found
 
 
-def _local(flow: Flow, kind: StateKind, stride: int) -> tuple[Tensor, ...]:
-    """``(B, agents, agents)`` each."""
+def _local(flow: Flow, kind: StateKind, stride: int) -> Tensor:
+    """``(B, agents, agents, F)``."""
     grid = flow.grid
-    omega = grid.to_points(flow.vorticity_hat, stride)
-    if kind == "psiomega":
-        return grid.to_points(flow.psi_hat, stride), omega
-    s11, s12 = grid.to_points(flow.spectra(grid.to_strain), stride).unbind(0)
-    # tr S^2 = 2 (S11^2 + S12^2); W = +-omega/2 off the diagonal, hence tr W^2 = -omega^2/2.
-    gradients = (2 * (s11**2 + s12**2), -0.5 * omega**2)
     if kind in ("invariant", "invariants"):
-        w_x, w_y = grid.to_points(flow.spectra(grid.to_gradient), stride).unbind(0)
-        w_xx, w_xy, w_yy = grid.to_points(flow.spectra(grid.to_hessian), stride).unbind(0)
-        hessian = (w_xx**2 + 2 * w_xy**2 + w_yy**2, w_xx * w_yy - w_xy**2)
-        # A root with a slope everywhere, so that gradients pass where an invariant is 0.
-        return tuple(x / (x.abs() + SMALLEST).sqrt() for x in (*gradients, w_x**2 + w_y**2, *hessian))
+        seen = grid.fields(grid.to_invariants, flow.vorticity_hat, stride).unbind(0)
+        omega, s11, s12, w_x, w_y, w_xx, w_xy, w_yy = seen
+        hessian = w_xx**2 + 2 * w_xy**2 + w_yy**2, w_xx * w_yy - w_xy**2
+        squares = torch.stack((*_gradients(omega, s11, s12), w_x**2 + w_y**2, *hessian), dim=-1)
+        return squares.sign() * squares.abs().sqrt()
+    fields = (flow.psi, flow.vorticity) if kind == "psiomega" else _mixed(flow, gradgrad="gradgrad" in kind)
+    return torch.stack(fields, dim=-1)[:, ::stride, ::stride]
+
+
+def _gradients(omega: Tensor, s11: Tensor, s12: Tensor) -> tuple[Tensor, Tensor]:
+    """Tr S^2 = 2 (S11^2 + S12^2); W = +-omega/2 off the diagonal, hence tr W^2 = -omega^2/2."""
+    return 2 * (s11**2 + s12**2), -0.5 * omega**2
+
+
+def _mixed(flow: Flow, *, gradgrad: bool) -> tuple[Tensor, ...]:
+    """Invariants of the velocity gradient and of the matrices of second derivatives that are no tensors."""
     u, v = flow.velocity_hat
-    xx, xy, yy = grid.to_hessian.unbind(0)
-    corners = (xx * u, xx * v, yy * u, yy * v) if "gradgrad" in kind else (xx * u, xy * u, xy * v, yy * v)
-    a, b, c, d = grid.to_points(torch.stack(corners), stride).unbind(0)
+    xx, xy, yy = flow.grid.dx**2, flow.grid.dx * flow.grid.dy, flow.grid.dy**2
+    corners = (xx * u, xx * v, yy * u, yy * v) if gradgrad else (xx * u, xy * u, xy * v, yy * v)
+    a, b, c, d = flow.grid.to_physical(torch.stack(corners)).unbind(0)
     shear = 0.5 * (b + c)
+    gradients = _gradients(flow.vorticity, *flow.strain)
     return *gradients, a + d, a**2 + d**2 + 2 * shear**2, -0.5 * (b - c) ** 2
 
 

@@ -179,6 +179,8 @@ def _table(path: Path, widths: Sequence[int], columns: str) -> NDArray[np.float6
     """The rows of numbers of a text file, all of one length and finite."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from error
     rows: list[list[float]] = []
