@@ -129,7 +129,7 @@ def dns(
     out: Annotated[Path, typer.Option(help="Folder of the snapshots.")],
     case: Annotated[CaseOption, typer.Option(help="The flow.")] = CaseOption.kolmogorov4,
     n: Annotated[int, typer.Option(help="Points on each side.", min=8)] = 256,
-    dt: Annotated[float, typer.Option(help="Time step.")] = 2e-3,
+    dt: Annotated[float, typer.Option(help="Time step.")] = 1e-3,
     spin_up: Annotated[float, typer.Option(help="Time before the first snapshot.", min=0)] = 50.0,
     spacing: Annotated[float, typer.Option(help="Time between snapshots.")] = 5.0,
     count: Annotated[int, typer.Option(help="Snapshots.", min=2)] = 20,

@@ -210,6 +210,13 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture
+def saved_always(monkeypatch):
+    """A checkpoint after every sample, which need not survive a loss of power."""
+    monkeypatch.setattr(ensemble, "Checkpoint", lambda path: Checkpoint(path, every_seconds=0))
+    monkeypatch.setattr("core.files.sync", lambda path: None)
+
+
 SETUPS = {
     "float32": {"dtype": torch.float32, "closure": Leith(0.3)},
     "float64": {"dtype": torch.float64, "closure": Leith(0.3)},
@@ -219,8 +226,7 @@ SETUPS = {
 
 @pytest.mark.parametrize("setup", SETUPS)
 @pytest.mark.parametrize("after", [2, 6])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, setup, after):
-    monkeypatch.setattr(ensemble, "Checkpoint", lambda path: Checkpoint(path, every_seconds=0))
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, saved_always, setup, after):
     path = tmp_path / "deep" / "state.safetensors"
     whole = simulate(solver(**SETUPS[setup]), starts(), SAMPLING, SIGMA)
     seen = []
@@ -245,8 +251,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, setup, a
     xr.testing.assert_identical(simulate(solver(**SETUPS[setup]), starts(), SAMPLING, SIGMA, checkpoint=path), whole)
 
 
-def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(ensemble, "Checkpoint", lambda path: Checkpoint(path, every_seconds=0))
+def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path, saved_always):
     path = tmp_path / "state.safetensors"
     simulate(solver(), starts(1), Sampling(0.4, 0.0, 0.2), SIGMA, checkpoint=path)
     path.write_bytes(path.read_bytes()[:100])

@@ -157,10 +157,16 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture
+def saved_always(monkeypatch):
+    """A checkpoint after every chunk, which need not survive a loss of power."""
+    monkeypatch.setattr(module, "Checkpoint", lambda path: Checkpoint(path, every_seconds=0))
+    monkeypatch.setattr("core.files.sync", lambda path: None)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("after", [3, 80])
-def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, dtype, after):
-    monkeypatch.setattr(module, "Checkpoint", lambda path: Checkpoint(path, every_seconds=0))
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, saved_always, dtype, after):
     flow, source, path = FlowSettings(reynolds=200, beta=5), tiny(grid={"dtype": dtype}), tmp_path / "dns.safetensors"
     whole, shares = simulate_directly(flow, source), []
 
@@ -171,12 +177,13 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, monkeypatch, dtype, a
 
     with pytest.raises(Killed):
         simulate_directly(flow, source, checkpoint=path, progress=kill)
-    resumed, steps = simulate_directly(flow, source, checkpoint=path, progress=lambda s, _: steps.append(s)), []
+    resumed = simulate_directly(flow, source, checkpoint=path, progress=lambda share, _: shares.append(share))
+    # What was under way is done again, and nothing before it.
+    assert shares[after] == shares[after - 1] == pytest.approx(after / 125)
     np.testing.assert_array_equal(resumed, whole)
 
 
-def test_a_product_that_was_killed_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "Checkpoint", lambda path: Checkpoint(path, every_seconds=0))
+def test_a_product_that_was_killed_goes_on_from_its_checkpoint(tmp_path, saved_always, monkeypatch):
     product = Snapshots(flow=FLOW, source=tiny())
     here = context(tmp_path)
     advance, steps = module._stepper, []
@@ -226,16 +233,16 @@ def test_a_simulation_that_cannot_go_on_is_refused(monkeypatch):
 
 def test_jax_cfd_gives_the_same_flow():
     pytest.importorskip("jax_cfd")
-    # The same modes are kept only where nothing reaches the mask: a laminar start, well resolved.
-    flow = FlowSettings(reynolds=20)
-    grid = {"n": 32, "dt": 0.005, "dtype": "float64", "dealias": "two_thirds", "integrator": "rk4cn"}
+    # Both cut at two thirds, jax-cfd not symmetrically: hardly anything is there in a well resolved flow.
+    flow = FlowSettings(reynolds=20, fkx=3, fky=5, beta=3, drag=0.5)
+    grid = {"n": 64, "dt": 0.005, "dtype": "float64", "dealias": "two_thirds", "integrator": "rk4cn"}
     ours, theirs = (
-        simulate_directly(flow, tiny(grid=grid, spin_up=0.5, spacing=0.25, count=3, backend=backend))
+        simulate_directly(flow, tiny(grid=grid, spin_up=0.1, spacing=0.2, count=2, backend=backend))
         for backend in ("torch", "jax_cfd")
     )
     for a, b in zip(ours, theirs, strict=True):
-        assert np.linalg.norm(a - b) < 1e-2 * np.linalg.norm(a)
-    assert np.linalg.norm(ours[0] - ours[2]) > 0.1 * np.linalg.norm(ours[0])
+        assert np.linalg.norm(a - b) < 2e-3 * np.linalg.norm(a)
+    assert np.linalg.norm(ours[0] - ours[1]) > 0.1 * np.linalg.norm(ours[0])
 
 
 # ---- from files
