@@ -204,7 +204,7 @@ def step_milliseconds(n: int, dtype: torch.dtype, closure: Closure | None) -> fl
 def heap() -> None:
     """What it saves that freed memory is kept, in new processes: one that has freed large blocks keeps more."""
     print("  ms a padded step of one copy, freed memory given back as by default, and kept; times faster")
-    for closure, sizes in ((None, (128, 256, 512)), (DynamicLeith(), (256, 512))):
+    for closure, sizes in ((None, (128, 256, 512)), (DynamicLeith(), (512,))):
         for n in sizes:
             for dtype in (torch.float32, torch.float64):
                 with a_process() as default, a_process(keep_freed_memory) as keeping:

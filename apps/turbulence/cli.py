@@ -63,6 +63,9 @@ ClosuresOption = Annotated[
     ),
 ]
 DurationOption = Annotated[float, typer.Option(help="Time units of a simulation.", min=1e-3)]
+EveryOption = Annotated[
+    float, typer.Option(help="Time units between two samples; with agents, a multiple of the time of an action.")
+]
 DiscardOption = Annotated[float, typer.Option(help="Time units left out of the statistics at the beginning.", min=0)]
 SnapshotsOption = Annotated[
     str | None,
@@ -112,15 +115,15 @@ def _simulate(
     closures: Sequence[ClosureSettings],
     arms: Sequence[Arm],
     scenario: dict[str, Any],
-    duration: float,
-    discard: float,
+    sampling: dict[str, float],
     overrides: list[str] | None,
     **options: Any,
 ) -> None:
     """Simulate closures and policies as a study without claims."""
     chosen = from_options(Scenario, scenario, name, overrides or ())
-    sampling = from_options(SamplingSettings, {"duration": duration, "discard": discard}, name)
-    study = evaluation_of(closures, arms, chosen, name=name, sampling=sampling)
+    study = evaluation_of(
+        closures, arms, chosen, name=name, sampling=from_options(SamplingSettings, dict(sampling), name)
+    )
     print_summary(study.run(**options), TurbulenceStudy.headline)
 
 
@@ -129,7 +132,7 @@ def dns(
     out: Annotated[Path, typer.Option(help="Folder of the snapshots.")],
     case: Annotated[CaseOption, typer.Option(help="The flow.")] = CaseOption.kolmogorov4,
     n: Annotated[int, typer.Option(help="Points on each side.", min=8)] = 256,
-    dt: Annotated[float, typer.Option(help="Time step.")] = 1e-3,
+    dt: Annotated[float, typer.Option(help="Time step.")] = 2.5e-3,
     spin_up: Annotated[float, typer.Option(help="Time before the first snapshot.", min=0)] = 50.0,
     spacing: Annotated[float, typer.Option(help="Time between snapshots.")] = 5.0,
     count: Annotated[int, typer.Option(help="Snapshots.", min=2)] = 20,
@@ -146,7 +149,7 @@ def dns(
     values = {
         "flow": {"case": str(case)},
         "source": {
-            "grid": {"n": n, "dt": dt},
+            "grid": {"n": n, "dt": dt, "integrator": "rk4cn"},
             "keep": min(n, 256),
             "spin_up": spin_up,
             "spacing": spacing,
@@ -168,7 +171,8 @@ def dns(
             progress=lambda share, text: bar.update(task, completed=share, description=f"simulating {text}"),
         )
     times = source.spin_up + source.spacing * np.arange(source.count)
-    write_snapshots(out / "snapshots.nc", omega, f"{flow.title}, direct simulation on {source.grid.n}", times)
+    title = f"{flow.title}, direct simulation on {source.grid.n}"
+    write_snapshots(out / "snapshots.nc", omega, title, flow, times)
     (out / "state.safetensors").unlink(missing_ok=True)
     _print_snapshots(omega)
     print(out / "snapshots.nc")
@@ -201,6 +205,7 @@ def les(
     snapshots: SnapshotsOption = None,
     duration: DurationOption = 70.0,
     discard: DiscardOption = 10.0,
+    every: EveryOption = 0.25,
     overrides: Set = None,
     device: DeviceOption = Device.auto,
     engine: EngineOption = Engine.local,
@@ -214,7 +219,8 @@ def les(
     """
     chosen = [_closure(text) for text in closure or ["none", "leith:0.17"]]
     options = {"out": out, "device": device, "engine": engine, "fresh": not resume}
-    _simulate("les", chosen, (), _scenario_values(snapshots), duration, discard, overrides, **options)
+    sampling = {"duration": duration, "discard": discard, "every": every}
+    _simulate("les", chosen, (), _scenario_values(snapshots), sampling, overrides, **options)
 
 
 @app.command()
@@ -321,6 +327,7 @@ def evaluate(
     snapshots: SnapshotsOption = None,
     duration: DurationOption = 70.0,
     discard: DiscardOption = 10.0,
+    every: EveryOption = 0.25,
     overrides: Set = None,
     device: DeviceOption = Device.auto,
     engine: EngineOption = Engine.local,
@@ -338,7 +345,8 @@ def evaluate(
     arm = Arm(agents=first.agents, learner=first.learner, stored=stored)
     chosen = [_closure(text) for text in closure or ["none"]]
     options = {"out": out, "device": device, "engine": engine, "fresh": not resume}
-    _simulate("evaluate", chosen, (arm,), scenario, duration, discard, overrides, **options)
+    sampling = {"duration": duration, "discard": discard, "every": every}
+    _simulate("evaluate", chosen, (arm,), scenario, sampling, overrides, **options)
 
 
 @app.command()

@@ -23,7 +23,7 @@ from simulators.turbulence.diagnostics.transfers import (
     least_stress,
     transfer_spectra,
 )
-from simulators.turbulence.flow import Flow
+from simulators.turbulence.flow import Flow, stress_curl
 from simulators.turbulence.grid import Grid, resample
 from simulators.turbulence.solver import FlowState, Solver
 
@@ -101,11 +101,15 @@ class _Statistics:
         if not inside:
             return
         self.histogram = self.histogram.add(flow.vorticity)
-        pi_hat = subgrid_term(flow, closure(flow))
+        if hasattr(closure, "stress"):
+            stress = closure.stress(flow)
+            pi_hat = stress_curl(flow.grid, *stress)
+        else:
+            pi_hat = subgrid_term(flow, closure(flow))
+            stress = least_stress(flow.grid, pi_hat)
         energy, enstrophy = transfer_spectra(flow, pi_hat)
         self.sums["energy_transfer"] += energy
         self.sums["enstrophy_transfer"] += enstrophy
-        stress = closure.stress(flow) if hasattr(closure, "stress") else least_stress(flow.grid, pi_hat)
         self.sums["backscatter"] += backscatter_fraction(enstrophy_transfer(flow, stress))
         self.sums["dissipation"] += (flow.vorticity * flow.grid.to_physical(pi_hat)).mean((-2, -1))
         self.counted += 1
@@ -189,13 +193,16 @@ def simulate(
 
 
 def _check_explicit(solver: Solver, state: FlowState, closure: Closure) -> None:
-    """Refuse a viscosity that varies in space and that the explicit step cannot stand."""
+    """Refuse a sub-grid term that the explicit step cannot stand."""
     flow = solver.flow(state)
-    if not hasattr(closure, "viscosity") or closure(flow).pi_hat is None:
+    if hasattr(closure, "largest_step"):
+        allowed = float(closure.largest_step(flow).min())
+    elif hasattr(closure, "viscosity") and closure(flow).pi_hat is not None:
+        allowed = float(largest_step(solver.grid, closure.viscosity(flow)).min())
+    else:
         return
-    allowed = float(largest_step(solver.grid, closure.viscosity(flow)).min())
     if solver.dt >= allowed:
-        raise InputError(f"dt = {solver.dt:g}: the explicit eddy viscosity is stable below {allowed:.2g}")
+        raise InputError(f"dt = {solver.dt:g}: the explicit closure is stable below {allowed:.2g}")
 
 
 def _record(state: FlowState, sample: int, statistics: _Statistics) -> dict[str, Tensor]:

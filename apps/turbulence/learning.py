@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import stable_baselines3
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from apps.turbulence.differentiable import GradientSettings, train_through_the_solver
 from apps.turbulence.ensemble import Progress
@@ -63,7 +63,7 @@ class Agents(Config):
     shift: bool = True
     """Begin at a random place of the flow."""
     compat: bool = False
-    """Exactly as in the code of the paper, where that differs."""
+    """Reward, failure and state as in the paper's code; observations are standardised and cut all the same."""
 
     def world(self, scenario: Scenario, snapshots: np.ndarray, device: torch.device | str = "cpu") -> ClosureAgents:
         """The world of a scenario, which begins with its training snapshots.
@@ -235,6 +235,21 @@ def closure_of(model: Any, world: ClosureAgents) -> PolicyClosure:
     return PolicyClosure(world, LearnedPolicy(model, world, observation_range=OBSERVATION_RANGE))
 
 
+def check_updates(agents: Agents, learner: PPOSettings | VRACERSettings | GradientSettings) -> None:
+    """Refuse a training that would end before its first update.
+
+    Raises:
+        InputError: so it is.
+    """
+    if isinstance(learner, GradientSettings):
+        learner.updates(agents.steps_per_action)
+    elif isinstance(learner, VRACERSettings) and learner.episodes * agents.horizon < learner.replay_start:
+        raise InputError(
+            f"replay_start = {learner.replay_start}: {learner.episodes} episodes of {agents.horizon} actions are only "
+            f"{learner.episodes * agents.horizon} experiences"
+        )
+
+
 class Training(Config):
     """What is trained, and where."""
 
@@ -247,10 +262,16 @@ class Training(Config):
     seed: int = Field(default=0, ge=0)
     """Of the training."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_updates(self.agents, self.learner)
+        return self
+
     def curve_of(self, path: Path) -> dict[str, Any]:
         """The learning curve: ``score``, the mean reward of an action before its offset, and ``steps`` of the solver.
 
-        For training through the solver the score is minus the loss.
+        Actions that an episode did not live to see count as rewards of 0. For training through the solver the score is
+        minus the loss.
         """
         points = read_curve(path) if path.exists() else []
         steps, returns = (np.array([point[name] for point in points]) for name in ("timesteps", "return"))

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from simulators.turbulence.diagnostics import jensen_shannon, log_spectrum_error, tail_ratio
+from simulators.turbulence.diagnostics import jensen_shannon, kl, log_spectrum_error, tail_ratio, z1
 
 Band = Literal["full", "les"]
 Letter = Literal["Z", "E"]
@@ -49,10 +49,10 @@ def spectrum_tails(found: xr.Dataset, reference: xr.Dataset, band: Band) -> xr.D
     return spectrum.isel(k=0, drop=True).copy(data=ratio.numpy())
 
 
-def divergences(found: xr.Dataset, reference: xr.Dataset) -> xr.DataArray:
-    """Jensen-Shannon divergence of the vorticity's distribution, nats, ``(..., start)``."""
+def divergences(found: xr.Dataset, reference: xr.Dataset, *, symmetric: bool = True) -> xr.DataArray:
+    """Divergence of the vorticity's distribution, nats, ``(..., start)``: Jensen-Shannon, or KL(reference || found)."""
     counts = torch.from_numpy(found["counts"].values)
-    values = jensen_shannon(torch.from_numpy(reference["counts"].values), counts)
+    values = (jensen_shannon if symmetric else kl)(torch.from_numpy(reference["counts"].values), counts)
     return found["points"].copy(data=values.numpy())
 
 
@@ -72,11 +72,6 @@ def extreme_quantiles(found: xr.Dataset, probability: float = 0.999) -> xr.DataA
     return found["points"].copy(data=np.apply_along_axis(quantile, -1, total))
 
 
-def tail_probability(exceeded: Numbers, points: Numbers) -> float:
-    """P(|omega| > 3 sigma_ref) of all simulations together."""
-    return float(exceeded.sum() / points.sum())
-
-
 def tail_counts(found: xr.Dataset) -> tuple[Numbers, Numbers]:
     """Values beyond 3 sigma_ref and values in all, each ``(start,)``."""
     return (
@@ -85,14 +80,35 @@ def tail_counts(found: xr.Dataset) -> tuple[Numbers, Numbers]:
     )
 
 
+def tail_distance(exceeded: Numbers, points: Numbers, reference: xr.Dataset) -> Numbers:
+    """log10 of P(|omega| > 3 sigma_ref) over the reference's, decades.
+
+    Half a value stands in for none, so that a tail that is never reached is far and not infinitely far.
+
+    Args:
+        exceeded: values in the tail.
+        points: values in all.
+        reference: statistics of the reference.
+    """
+    return np.asarray(np.log10(np.maximum(exceeded, 0.5) / points / reference_tail(reference)))
+
+
+def spectrum_scores(found: xr.Dataset, reference: xr.Dataset, band: Band) -> xr.DataArray:
+    """The paper's reward z1 of the time-mean spectrum, ``(..., start)``."""
+    spectrum = mean_spectrum(found)
+    target = torch.from_numpy(reference_spectrum(reference, band).values)
+    values = z1(torch.from_numpy(spectrum.values.astype(np.float64)), target)
+    return spectrum.isel(k=0, drop=True).copy(data=values.numpy())
+
+
 def reference_tail(reference: xr.Dataset) -> float:
     """P(|omega| > 3 sigma_ref) of the reference."""
     return float(reference["exceeded"].sel(q=TAIL) / reference["points"])
 
 
 def finite(found: xr.Dataset) -> xr.DataArray:
-    """Whether a simulation stayed finite up to its end, ``(..., start)``."""
-    last = found["enstrophy"].isel(time=-1, drop=True)
+    """Whether a simulation stayed finite up to the end of the window of the statistics, ``(..., start)``."""
+    last = window(found)["enstrophy"].isel(time=-1, drop=True)
     return last.copy(data=np.isfinite(last.values))
 
 

@@ -60,6 +60,8 @@ class ClosureSettings(Config):
     """De-alias the products of a stress that varies in space."""
     every: int = Field(default=1, ge=1)
     """Solver steps between two evaluations."""
+    long: bool = False
+    """Simulate as long as the trained agents."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -154,6 +156,8 @@ class ClosureEnsemble(Run):
     """Which snapshots it starts from."""
     realisation: int = Field(default=0, ge=0)
     """Seed of a perturbation of the starts, which the flow forgets; 0 for none."""
+    long: float = Field(default=0.0, ge=0)
+    """Simulate on up to this time."""
     reference: ReferenceStatistics
     """Gives the unit of the distribution."""
 
@@ -181,7 +185,7 @@ class ClosureEnsemble(Run):
         found = simulate(
             solver,
             batch,
-            self.sampling.sampling(),
+            self.sampling.sampling(self.long),
             float(inputs["reference"]["sigma"]),
             checkpoint=context.checkpoint / "state.safetensors",
             progress=context.progress,

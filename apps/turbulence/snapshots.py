@@ -57,7 +57,7 @@ class Snapshots(Product):
             )
         else:
             omega = given(self.flow, self.source)
-        write_snapshots(directory / "snapshots.nc", omega, self.label)
+        write_snapshots(directory / "snapshots.nc", omega, self.label, self.flow)
 
     def load(self, context: Context) -> np.ndarray:
         """``(S, N, N)`` float32."""
@@ -119,19 +119,38 @@ def truncated(omega: np.ndarray, n: int, dtype: torch.dtype = torch.float32) -> 
     return Grid(n).to_physical(resample(torch.fft.rfft2(full), n)).to(dtype)
 
 
-def write_snapshots(path: Path, omega: np.ndarray, description: str, time: np.ndarray | None = None) -> None:
-    """Write ``(S, N, N)`` as NetCDF with its coordinates."""
+def write_snapshots(
+    path: Path, omega: np.ndarray, description: str, flow: FlowSettings, time: np.ndarray | None = None
+) -> None:
+    """Write ``(S, N, N)`` as NetCDF with its coordinates and the flow that it is of."""
     n = omega.shape[-1]
     x = np.arange(n) * 2 * np.pi / n
     coords = {"snapshot": np.arange(1, len(omega) + 1), "x": x, "y": x}
     data = xr.Dataset(
         {"omega": (("snapshot", "x", "y"), omega.astype(np.float32), {"units": "1", "long_name": "vorticity"})},
         coords,
-        {"description": description},
+        {"description": description, "flow": _flow_text(flow)},
     )
     if time is not None:
         data = data.assign_coords(time=("snapshot", time, {"units": "1", "long_name": "time"}))
     files.write(path, lambda temporary: data.to_netcdf(temporary, engine="h5netcdf"))
+
+
+def _flow_text(flow: FlowSettings) -> str:
+    """The parameters of a flow, in an attribute."""
+    built = flow.built()
+    names = ("reynolds", "fkx", "fky", "beta", "drag")
+    return ", ".join(f"{name} = {getattr(built, name):g}" for name in names)
+
+
+def _check_flow(path: Path, flow: FlowSettings) -> None:
+    """Refuse snapshots of another flow, where the file says which it is of (``write_snapshots``)."""
+    if path.suffix != ".nc" or not path.is_file():
+        return
+    with xr.open_dataset(path, engine="h5netcdf") as data:
+        held = data.attrs.get("flow")
+    if held is not None and held != _flow_text(flow):
+        raise InputError(f"{path}: is of another flow: {held}; the scenario's: {_flow_text(flow)} (set flow.case)")
 
 
 def read_snapshots(path: Path) -> np.ndarray:
@@ -152,6 +171,7 @@ def given(flow: FlowSettings, source: Shipped | FieldFiles) -> np.ndarray:
         omega, width = shipped_snapshots(), FILTER_WIDTH
     else:
         path = Path(source.data)
+        _check_flow(path, flow)
         mat = path.suffix == ".mat" or (path.is_dir() and any(path.glob("*.mat")))
         omega = load_py2d_ic(path) if mat else read_fields(path, beta=flow.built().beta)
         width = source.filter_width
@@ -209,7 +229,7 @@ def simulate_directly(
             now = min(chunk, steps[leg] - done)
             state = advance(state, now)
             done += now
-            solver.check_cfl(state)
+            solver.check_cfl(state, warn=leg == 0 and done == now)
             if not bool(torch.isfinite(state.vorticity_hat).all()):
                 raise InputError(f"dns: the simulation blew up; dt = {source.grid.dt} is too large or n too small")
             so_far = sum(steps[:leg]) + done

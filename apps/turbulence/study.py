@@ -12,7 +12,15 @@ from pydantic import Field, model_validator
 
 from apps.turbulence import figures
 from apps.turbulence.claims import CLAIMS, ClaimId, Evidence, decide
-from apps.turbulence.learning import Agents, Learner, PPOSettings, StoredPolicy, TrainedPolicy, Training
+from apps.turbulence.learning import (
+    Agents,
+    Learner,
+    PPOSettings,
+    StoredPolicy,
+    TrainedPolicy,
+    Training,
+    check_updates,
+)
 from apps.turbulence.runs import (
     ClosureEnsemble,
     ClosureSettings,
@@ -40,6 +48,11 @@ class Arm(Config):
     """How they learn."""
     stored: tuple[StoredPolicy, ...] = ()
     """Policies that are there already; then nothing is trained."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_updates(self.agents, self.learner)
+        return self
 
     def policies(self, scenario: Scenario, seeds: int) -> list[TrainedPolicy | StoredPolicy]:
         """Those that are there, or one for each training seed."""
@@ -143,13 +156,19 @@ class TurbulenceStudy(Study):
 
     def closure_runs(self, s: Comparison, closure: ClosureSettings) -> list[ClosureEnsemble]:
         """The runs of a closure from the evaluation starts, one a realisation."""
-        return [self._closure_run(s, closure, realisation=i) for i in range(self.sampling.realisations)]
+        long = self.long if closure.long else 0.0
+        return [self._closure_run(s, closure, realisation=i, long=long) for i in range(self.sampling.realisations)]
 
     def _closure_run(self, s: Comparison, closure: ClosureSettings, **options: Any) -> ClosureEnsemble:
-        # How often a closure is simulated is no part of a run.
-        sampling = self.sampling.model_copy(update={"realisations": 1})
         reference = ReferenceStatistics(scenario=s.scenario)
-        return ClosureEnsemble(scenario=s.scenario, closure=closure, sampling=sampling, reference=reference, **options)
+        return ClosureEnsemble(
+            scenario=s.scenario, closure=closure, sampling=self._sampling, reference=reference, **options
+        )
+
+    @property
+    def _sampling(self) -> SamplingSettings:
+        """Without the number of realisations, which is no part of a run."""
+        return self.sampling.model_copy(update={"realisations": 1})
 
     def policy_runs(self, s: Comparison, arm: Arm, source: Comparison | None = None) -> list[PolicyEnsemble]:
         """The runs of an arm, one a training seed; it was trained in ``source``, or here."""
@@ -159,7 +178,7 @@ class TurbulenceStudy(Study):
             PolicyEnsemble(
                 scenario=s.scenario,
                 policy=policy,
-                sampling=self.sampling,
+                sampling=self._sampling,
                 long=self.long if source is None else 0.0,
                 reference=reference,
             )
@@ -171,7 +190,7 @@ class TurbulenceStudy(Study):
         if s.resolved is None:
             return None
         reference = ReferenceStatistics(scenario=s.scenario)
-        return ResolvedEnsemble(scenario=s.scenario, grid=s.resolved, sampling=self.sampling, reference=reference)
+        return ResolvedEnsemble(scenario=s.scenario, grid=s.resolved, sampling=self._sampling, reference=reference)
 
     def runs(self) -> list[Run]:
         """Everything, the longest first."""

@@ -13,10 +13,11 @@ from apps.turbulence.metrics import (
     divergences,
     extreme_quantiles,
     finite,
-    reference_tail,
     spectrum_errors,
+    spectrum_scores,
     spectrum_tails,
     tail_counts,
+    tail_distance,
 )
 from core.stats import proportion_interval, t_interval
 from core.study import Row
@@ -36,18 +37,14 @@ MEASURES = (
 )
 
 
-def _tail(found: xr.Dataset, evidence: Evidence) -> Numbers:
-    exceeded, points = tail_counts(found)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.log10(exceeded / points / reference_tail(evidence.reference)))
-
-
 COLUMNS: dict[tuple[str, str], Callable[[xr.Dataset, Evidence], Numbers]] = {
     ("spectrum error", "decades"): lambda d, e: spectrum_errors(d, e.reference, e.band).values,
     ("spectrum error, coarse band", "decades"): lambda d, e: spectrum_errors(d, e.reference, "les").values,
     ("spectrum ratio at small scales", "1"): lambda d, e: spectrum_tails(d, e.reference, e.band).values,
-    ("tail beyond 3 sigma", "decades"): _tail,
+    ("score z1 of the spectrum", "1"): lambda d, e: spectrum_scores(d, e.reference, e.band).values,
+    ("tail beyond 3 sigma", "decades"): lambda d, e: tail_distance(*tail_counts(d), e.reference),
     ("divergence of the distribution", "nat"): lambda d, e: divergences(d, e.reference).values,
+    ("KL divergence of the distribution", "nat"): lambda d, e: divergences(d, e.reference, symmetric=False).values,
     ("quantile 99.9 % of the vorticity", "sigma"): lambda d, e: extreme_quantiles(d).values,
     ("standard deviation of the vorticity", "sigma"): lambda d, e: d["std"].values / d.attrs["sigma"],
     ("kurtosis of the vorticity", "1"): lambda d, e: d["kurtosis"].values,
@@ -67,7 +64,7 @@ def rows_of(scenario: str, evidence: Evidence, learned: Mapping[str, Sequence[xr
     rows = []
     for method, found in groups.items():
         for (metric, unit), measure in COLUMNS.items():
-            values = np.mean([np.asarray(measure(d, evidence), dtype=np.float64) for d in found], axis=0)
+            values = np.mean([_known(measure(d, evidence), d) for d in found], axis=0)
             rows.append(_row(scenario, method, metric, unit, values))
         whole = np.concatenate([finite(d).values for d in found])
         share = proportion_interval(int(whole.sum()), len(whole))
@@ -76,8 +73,13 @@ def rows_of(scenario: str, evidence: Evidence, learned: Mapping[str, Sequence[xr
     return rows
 
 
+def _known(values: Numbers, found: xr.Dataset) -> Numbers:
+    """NaN where a simulation blew up: what it counted before is no statistic of it."""
+    return np.where(finite(found).values, np.asarray(values, dtype=np.float64), np.nan)
+
+
 def _row(scenario: str, method: str, metric: str, unit: str, values: Numbers) -> Row:
-    kept = values[np.isfinite(values)]
+    kept = values[~np.isnan(values)]
     if len(kept) < 2:
         return Row(scenario, method, metric, unit, None, n=len(kept))
     i = t_interval(kept)

@@ -16,7 +16,7 @@ from apps.turbulence.checkpoint import Checkpoint
 from apps.turbulence.claims import CLAIMS
 from apps.turbulence.learning import Agents, PPOSettings, StoredPolicy, Training, VRACERSettings, load_policy, train
 from apps.turbulence.metrics import chosen, spectrum_errors
-from apps.turbulence.runs import ClosureEnsemble, ClosureSettings, PolicyEnsemble
+from apps.turbulence.runs import ClosureEnsemble, ClosureSettings, PolicyEnsemble, SamplingSettings
 from apps.turbulence.scenario import Discretisation, FlowSettings, Scenario, Shipped
 from apps.turbulence.snapshots import given, numbered, truncated
 from apps.turbulence.study import Arm, TurbulenceStudy, evaluation_of
@@ -190,6 +190,14 @@ OTHER = "scenarios.0.arms=[{name: a, agents: {horizon: 5, steps_per_action: 10}}
         (["scenarios.0.closures.1.constants=[-0.1]"], "constant = -0.1: must be at least 0 and finite"),
         (["scenarios.0.closures.2.clip=magic"], "clip = \"magic\": must be 'positive_product'"),
         (["scenarios.0.arms.0.learner.kind=magic"], "learner.kind = \"magic\": must be one of 'ppo', 'vracer'"),
+        (
+            ["scenarios.0.arms.0.learner={kind: vracer, episodes: 9}"],
+            "arms.0: replay_start = 10000: 9 episodes of 5 actions are only 45 experiences",
+        ),
+        (
+            ["scenarios.0.arms.0.learner={kind: gradient, solver_steps: 9}"],
+            "solver_steps = 9: one window costs 1600; must be at least that",
+        ),
         (["scenarios.0.arms.0.learner.colour=red"], "colour: unknown key; known here: kind, implementation"),
         (["scenarios.0.arms.0.agents.reward=magic"], 'agents.reward = "magic": must be'),
         (["scenarios.0.snapshots.kind=magic"], "snapshots.kind = \"magic\": must be one of 'shipped', 'dns', 'files'"),
@@ -436,10 +444,8 @@ def saved_policy(folder, iterations=1, **agents):
 def test_stored_policies_are_simulated_and_nothing_is_trained(no_pictures, tmp_path):
     stored = tuple(saved_policy(tmp_path / name, iterations) for name, iterations in (("a", 1), ("b", 3)))
     arm = Arm(agents=stored[0].training.agents, learner=stored[0].training.learner, stored=stored)
-    study = evaluation_of([], [arm], stored[0].training.scenario)
-    study = TurbulenceStudy.model_validate(
-        study.model_dump() | {"sampling": {"duration": 0.8, "discard": 0.2, "every": 0.2}}
-    )
+    sampling = SamplingSettings(duration=0.8, discard=0.2, every=0.2)
+    study = evaluation_of([], [arm], stored[0].training.scenario, sampling=sampling)
     summary = run(study, tmp_path / "out")
     assert {r.method for r in summary.table} == {"smarl"}
     assert summary.claims == []
@@ -458,7 +464,7 @@ def test_a_policy_on_another_grid_than_its_own_must_not_have_seen_its_spectrum(t
     arm = Arm(agents=stored.training.agents, learner=stored.training.learner, stored=(stored,))
     finer = Scenario(grid=Discretisation(n=32, dt=0.01))
     with pytest.raises(InputError, match="trained on 16 points it cannot move to 32"):
-        evaluation_of([], [arm], finer)
+        evaluation_of([], [arm], finer, sampling=SamplingSettings(every=0.2))
 
 
 def test_a_folder_without_a_policy_is_refused(tmp_path):
@@ -481,7 +487,7 @@ TRAINED = Training(
     agents=Agents(horizon=25),
     learner=PPOSettings(iterations=12, log_std_init=-2.0, **SMALL),
 )
-VRACER = VRACERSettings(episodes=6, n_envs=2, batch_size=32, replay_start=200, replay_size=1000, learning_rate=1e-3)
+VRACER = VRACERSettings(episodes=6, n_envs=2, batch_size=32, replay_start=60, replay_size=120, learning_rate=1e-3)
 
 
 def world(training=TRAINED):
@@ -545,6 +551,13 @@ def test_vracer_learns_from_its_memory(tmp_path):
     model.save(tmp_path / "policy")
     policy = load_policy(tmp_path / "policy", agents, "vracer")
     assert torch.isfinite(policy.coefficient_field(agents.solver.start(agents.starts))).all()
+
+
+def test_a_training_without_a_single_update_is_refused():
+    few = {"kind": "vracer", "episodes": 5, "replay_start": 126}
+    with pytest.raises(ValueError, match=r"replay_start = 126: 5 episodes of 25 actions are only 125 experiences"):
+        Training(agents=Agents(horizon=25), learner=few)
+    assert Training(agents=Agents(horizon=25), learner=few | {"replay_start": 125}).learner.kind == "vracer"
 
 
 def test_a_policy_with_other_states_is_refused(tmp_path):

@@ -154,7 +154,9 @@ class ClosureAgents:
     def _check_stability(self) -> None:
         """Forward Euler needs nu_e k_max^2 dt < 2: say so before a simulation blows up for that reason."""
         flow = Flow(self.solver.grid, self._starts_hat)
-        largest = float(BOUND * self._scale(flow).max())
+        # Between the agents a spline may overshoot.
+        overshoot = float(self._matrix.abs().sum(1).max()) ** 2
+        largest = overshoot * float(BOUND * self._scale(flow).max())
         number = largest * float(self.solver.grid.k2[self.solver.grid.resolved].max()) * self.solver.dt
         if number >= 2:
             raise InputError(f"dt = {self.solver.dt}: nu_e k^2 dt reaches {number:.2f} at the largest action; below 2")

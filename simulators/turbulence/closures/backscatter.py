@@ -48,6 +48,11 @@ class Backscatter:
         steepness = Flow(grid, grid.k2.sqrt() * flow.vorticity_hat).enstrophy / flow.enstrophy.clamp(min=1e-30)
         return sink, -per_copy("share", self.share, flow) * sink * steepness[:, None, None]
 
+    def largest_step(self, flow: Flow) -> Tensor:
+        """The dt of each copy up to which the explicit sink is stable, ``(B,)``: 2/(nu_B k_max^4)."""
+        sink, _ = self.coefficients(flow)
+        return 2 / (sink[:, 0, 0] * float(flow.grid.k2[flow.grid.resolved].max()) ** 2)
+
     def __call__(self, flow: Flow) -> Term:
         """Explicit."""
         sink, anti = self.coefficients(flow)
