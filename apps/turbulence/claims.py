@@ -267,11 +267,11 @@ def _tail(evidence: Evidence, name: ClaimId) -> Claim:
         return distance(counts[0][place], counts[1][place])
 
     drawn = np.array([resampled(ours) - min(map(resampled, theirs)) for _ in range(RESAMPLES)])
-    low, upper = np.quantile(drawn, [0.05, 0.95])
+    low, upper = (float(end) for end in np.quantile(drawn, [0.05, 0.95]))
     told = ", ".join(f"{rival} {value:.2f}" for rival, value in zip(rivals, best, strict=True))
     reason = f"{evidence.arm} {distance(*ours):.2f}, {told} decades; upper 95 % bound of the difference {upper:.2f}"
     held = upper <= TAIL_MARGIN
-    return Claim(name, STATEMENTS[name], held, reason, found, float(low), float(upper), ours[0].size, None, test)
+    return Claim(name, STATEMENTS[name], held, reason, found, low, upper, ours[0].size, None, test)
 
 
 def _tail_counts(evaluations: Sequence[xr.Dataset]) -> tuple[Numbers, Numbers]:

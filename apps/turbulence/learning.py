@@ -50,6 +50,8 @@ class Agents(Config):
     """Actions of a training episode."""
     steps_per_action: int = Field(default=10, ge=1)
     """Solver steps between two actions."""
+    renew_every: int = Field(default=5, ge=1)
+    """Solver steps between two evaluations of what their coefficient multiplies; 1 in the paper's code."""
     spin_up: int = Field(default=0, ge=0)
     """Solver steps without closure at the beginning of an episode."""
     interpolation: Interpolation = "biquadratic"

@@ -102,8 +102,8 @@ def spectrum_scores(found: xr.Dataset, reference: xr.Dataset, band: Band) -> xr.
 
 
 def reference_tail(reference: xr.Dataset) -> float:
-    """P(|omega| > 3 sigma_ref) of the reference."""
-    return float(reference["exceeded"].sel(q=TAIL) / reference["points"])
+    """P(|omega| > 3 sigma_ref) of the reference; half a value stands in for none, as in ``tail_distance``."""
+    return max(float(reference["exceeded"].sel(q=TAIL)), 0.5) / float(reference["points"])
 
 
 def finite(found: xr.Dataset) -> xr.DataArray:

@@ -147,7 +147,7 @@ def _check_flow(path: Path, flow: FlowSettings) -> None:
     """Refuse snapshots of another flow, where the file says which it is of (``write_snapshots``)."""
     if path.suffix != ".nc" or not path.is_file():
         return
-    with xr.open_dataset(path, engine="h5netcdf") as data:
+    with xr.open_dataset(path, decode_times=False) as data:
         held = data.attrs.get("flow")
     if held is not None and held != _flow_text(flow):
         raise InputError(f"{path}: is of another flow: {held}; the scenario's: {_flow_text(flow)} (set flow.case)")
@@ -171,9 +171,9 @@ def given(flow: FlowSettings, source: Shipped | FieldFiles) -> np.ndarray:
         omega, width = shipped_snapshots(), FILTER_WIDTH
     else:
         path = Path(source.data)
-        _check_flow(path, flow)
         mat = path.suffix == ".mat" or (path.is_dir() and any(path.glob("*.mat")))
         omega = load_py2d_ic(path) if mat else read_fields(path, beta=flow.built().beta)
+        _check_flow(path, flow)
         width = source.filter_width
     spectrum = torch.fft.rfft2(torch.from_numpy(np.asarray(omega, dtype=np.float64)))
     if width is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from apps.turbulence import claims as claims_module
 from apps.turbulence.claims import CLAIMS, LEVEL, Evidence, decide
 from apps.turbulence.runs import ClosureSettings
 from core.stats import holm, proportion_interval, welch_test
@@ -34,6 +35,11 @@ REFERENCE = xr.Dataset(
     },
     {**COORDS, "snapshot": np.arange(1, 1 + SNAPSHOTS)},
 )
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(claims_module, "RESAMPLES", 500)
 
 
 def simulated(errors, *, exceeded=1000, energy=None, enstrophy=10.0, lost=()):
@@ -170,12 +176,21 @@ def test_agents_of_which_one_simulation_blew_up_claim_nothing(claim):
         assert re.fullmatch("a simulation( with the agents)? blew up", found.reason)
 
 
-def test_a_rival_that_blew_up_is_beaten():
-    lost = {"none": (settings("none", "none"), single(0.01 + SPREAD, lost=[0, 3]))}
-    found = decided(evidence(0.3, lost), "smarl_beats_none")
+def test_a_rival_that_blew_up_is_judged_by_the_starts_from_which_it_did_not():
+    def against(lost, ours):
+        rival = {"none": (settings("none", "none"), single(0.2 + SPREAD, lost=lost))}
+        return decided(evidence(ours, rival), "smarl_beats_none")
+
+    found = against([0, 3], 0.1)
+    expected = welch_test(0.1 + SPREAD, (0.2 + SPREAD)[[1, 2, 4]])
     assert found.holds is True
-    assert (found.p, found.n) == (None, STARTS)
-    assert found.reason == "none blew up from 2 of 5 starts, the agents never"
+    assert [found.difference, found.p, found.n] == pytest.approx([expected.mean, expected.p / 2, 3])
+    assert found.reason.endswith("; none blew up from 2 of 5 starts")
+    assert against([0, 3], 0.3).holds is False
+    # Of a rival from one start there is no interval, and agents that never blew up have won.
+    found = against([0, 1, 2, 3], 0.3)
+    assert (found.holds, found.p, found.difference, found.n) == (True, None, None, STARTS)
+    assert found.reason.endswith("; none blew up from 4 of 5 starts, the agents from none")
 
 
 def test_the_p_values_of_the_rivals_are_adjusted_together():
@@ -318,6 +333,14 @@ def test_a_run_that_does_not_stay_finite_fails():
     assert "nan" not in nothing.reason
 
 
+def test_closures_that_were_simulated_as_long_are_told_beside_and_decide_nothing():
+    unstable = (settings("leith_long", "leith", (0.2,), long=True), single(0.1 + SPREAD, enstrophy=np.full(5, 30.0)))
+    found = decided(evidence(closures={"leith_long": unstable}), STABLE)
+    assert found.holds is True
+    assert "; leith_long: 0 of 5 pass, ensemble 0.0 %, 0 single runs 10 % or more" in found.reason
+    assert "dleith" not in found.reason
+
+
 @pytest.mark.parametrize("given", [{"long": 0.0}, {"policies": []}])
 def test_without_a_long_simulation_it_is_open(given):
     found = decided(replace(evidence(), **given), STABLE)
@@ -377,6 +400,12 @@ def test_a_tail_that_is_never_reached_is_far_and_not_infinitely_far():
     assert found.difference == pytest.approx(-math.log10(0.5 / (SEEDS * STARTS * POINTS) / 0.01))
     assert math.isfinite(found.high)
     assert decided(tails(900, 0, 0), TAIL).holds is True
+    # Nor is a reference that never reaches its own.
+    given = tails(1000)
+    unreached = REFERENCE.assign(exceeded=("q", np.array([100, 0, 0])))
+    found = decided(replace(given, reference=unreached), TAIL)
+    assert found.difference == pytest.approx(0)
+    assert "smarl 3.30" in found.reason
 
 
 def test_the_tail_of_a_rival_is_pooled_over_its_realisations():

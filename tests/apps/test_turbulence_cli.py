@@ -296,7 +296,11 @@ REFUSALS = [
     ([*CALIBRATE, "--set", "snapshots={kind: dns}"], "szilard turbulence dns makes them first"),
     ([*TRAIN, "--snapshots", "OUT/none.nc"], "OUT/none.nc: no such file"),
     ([*TRAIN, "--snapshots", "MADE/file"], "neither a NetCDF file nor a Zarr store"),
-    ([*TRAIN, "--snapshots", "MADE/dns/snapshots.nc"], "snapshot 15: there are 7, numbered from 1"),
+    ([*TRAIN, "--snapshots", "MADE/dns/snapshots.nc"], "is of another flow: reynolds = 500"),
+    (
+        [*TRAIN, "--snapshots", "MADE/dns/snapshots.nc", "--set", "scenario.flow.reynolds=500"],
+        "snapshot 15: there are 7, numbered from 1",
+    ),
     ([*TRAIN, "--set", "learner.kind=magic"], "learner.kind = \"magic\": must be one of 'ppo', 'vracer'"),
     ([*TRAIN, "--set", "learner={kind: vracer, episodes: 1}"], "replay_start = 10000: 1 episodes of 100 actions"),
     ([*TRAIN, "--set", "agents.agents_per_side=5"], "5"),
@@ -349,7 +353,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(szilard, made, tmp_path
 def test_a_run_that_fails_is_told_in_a_line_with_its_place(szilard, made, tmp_path):
     # Only when the files are read is it known that there are seven snapshots.
     numbers = ["--set", "evaluation=[6, 8]", "--set", "grid={n: 16, dt: 0.02}", "--set", "reference=[1, 2]"]
-    numbers += ["--set", "training=[3, 4]"]
+    numbers += ["--set", "training=[3, 4]", "--set", "flow.reynolds=500"]
     given = ["les", "--closure", "none", "--snapshots", made / "dns" / "snapshots.nc", *numbers, *SHORT]
     code, _, err = szilard(*given, "--out", tmp_path)
     assert code == 1

@@ -258,8 +258,22 @@ def test_what_is_written_is_read_and_serves_as_a_source(tmp_path):
         assert data["time"].values.tolist() == [0.0, 0.5, 1.0, 1.5, 2.0]
         assert data.attrs["description"] == "five"
     np.testing.assert_allclose(given(FlowSettings(), FieldFiles(data=str(path))), omega, atol=1e-6)
-    with pytest.raises(InputError, match=r"another flow: .*beta = 0.*beta = 5"):
-        given(FlowSettings(beta=5.0), FieldFiles(data=str(path)))
+
+
+def test_snapshots_of_another_flow_are_refused_where_the_file_says_so(tmp_path):
+    omega, path = fields(2), tmp_path / "snapshots.nc"
+    write_snapshots(path, omega, "", FlowSettings(case="case2"))
+    same = FlowSettings(fky=4, beta=20)  # what counts are the numbers
+    np.testing.assert_allclose(given(same, FieldFiles(data=str(path))), omega, atol=1e-6)
+    with pytest.raises(
+        InputError, match=r"is of another flow: reynolds = 20000, fkx = 4, fky = 4, beta = 20, drag = 0\.1"
+    ):
+        given(FLOW, FieldFiles(data=str(path)))
+    # Files of others, old NetCDF too, do not say.
+    data = xr.Dataset({"omega": (("time", "x", "y"), omega)}, {"time": ("time", [0, 1], {"units": "eddies"})})
+    for engine in ("scipy", "h5netcdf"):
+        data.to_netcdf(path, engine=engine)
+        np.testing.assert_allclose(given(FLOW, FieldFiles(data=str(path))), omega, atol=1e-6)
 
 
 def test_a_folder_of_matlab_files_is_a_source_in_the_order_of_its_numbers(tmp_path):
@@ -277,7 +291,7 @@ def test_a_filter_is_undone(tmp_path):
     omega, path, width = fields(2), tmp_path / "filtered.nc", 0.8
     grid = Grid(N)
     filtered = grid.to_physical(torch.fft.rfft2(torch.from_numpy(omega)) * Filter("gaussian", width).transfer(grid))
-    write_snapshots(path, filtered.numpy(), "filtered", FlowSettings())
+    write_snapshots(path, filtered.numpy(), "filtered", FLOW)
     np.testing.assert_allclose(given(FLOW, FieldFiles(data=str(path), filter_width=width)), omega, atol=1e-5)
     assert np.abs(given(FLOW, FieldFiles(data=str(path))) - omega).max() > 0.1 * omega.std()
 
@@ -290,11 +304,11 @@ def test_a_filter_is_undone(tmp_path):
         (lambda path: path.mkdir(), "a folder that is not a Zarr store"),
         (lambda path: xr.Dataset({"q": ("x", [1.0])}).to_netcdf(path), "no variable omega, .*; the file has q"),
         (
-            lambda path: write_snapshots(path, np.full((2, N, N), np.nan), "", FlowSettings()),
+            lambda path: write_snapshots(path, np.full((2, N, N), np.nan), "", FLOW),
             "values are NaN or infinite",
         ),
         (
-            lambda path: write_snapshots(path, fields()[:, :9, :9], "", FlowSettings()),
+            lambda path: write_snapshots(path, fields()[:, :9, :9], "", FLOW),
             "9 points a side, must be an even number",
         ),
     ],

@@ -86,11 +86,10 @@ import os, signal, sys
 from apps.turbulence.study import TurbulenceStudy
 from core.rl import training
 
-training.CHECKPOINT_SECONDS = 0.0
-save, saved = training.ResumeCallback._on_rollout_start, []
+saved = []
 
 def save_and_die(self):
-    save(self)
+    self.model.save_state(self.path)
     saved.append(self.path)
     if len(saved) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -573,7 +572,11 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("learner", [PPOSettings(iterations=4, **SMALL), VRACER], ids=["ppo", "vracer"])
 def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path, monkeypatch, learner):
-    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", 0.0)
+
+    def save(callback):
+        callback.model.save_state(callback.path)
+
+    monkeypatch.setattr(training_loop.ResumeCallback, "_on_rollout_start", save)
     monkeypatch.setattr(files, "sync", lambda path: None)
     paths = {"checkpoint": tmp_path / "state.safetensors", "curve": tmp_path / "curve.jsonl"}
     whole = train(world(), learner, seed=5, curve=tmp_path / "whole.jsonl")

@@ -318,8 +318,12 @@ def after(agents, action, starts=STARTS, steps=1):
 
 
 def test_a_step_is_ten_steps_of_the_solver():
-    agents, action = world(), actions(5)
+    agents, action = world(renew_every=1), actions(5)
     step = after(agents, action)
+    # What the coefficients multiply is a mean over the box, which hardly changes in five steps.
+    renewed = after(world(renew_every=5), action).info["spectrum"]
+    torch.testing.assert_close(renewed, step.info["spectrum"], rtol=1e-2, atol=0)
+    assert not torch.equal(renewed, step.info["spectrum"])
     field = agents.coefficient_field(action)
     assert_close(field[:, ::8, ::8], action.clamp(-BOUND, BOUND).reshape(5, 4, 4), 1e-15)
 
@@ -346,7 +350,7 @@ def test_equal_coefficients_are_a_closure_with_that_constant(action, closure, c)
     explicit = FunctionClosure(lambda flow: model.viscosity(flow).expand_as(flow.vorticity), returns="viscosity")
     gaps = []
     for steps in (10, 20):
-        agents = world(action=action, dt=0.05 / steps, steps_per_action=steps)
+        agents = world(action=action, dt=0.05 / steps, steps_per_action=steps, renew_every=1)
         ends = [agents.solver.flow(after(agents, constant(5, c)).state.flow).vorticity]
         for other in (explicit, model):
             solver = Solver(case("kolmogorov4"), 32, 0.05 / steps, closure=other, dtype=EXACT)

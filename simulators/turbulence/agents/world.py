@@ -75,6 +75,7 @@ class ClosureAgents:
         state: see ``states.observed``.
         reward: see ``rewards.spectral_reward``; negative kinds are paid with ``OFFSET`` added and cut at 0.
         steps_per_action: solver steps between two actions.
+        renew_every: solver steps between two evaluations of what c multiplies, a mean over the box that hardly changes.
         spin_up: solver steps without closure before an episode begins.
         interpolation: see ``interpolation_matrix``.
         padded: de-alias the products of the stress.
@@ -101,6 +102,7 @@ class ClosureAgents:
     state: StateKind = "invariant"
     reward: RewardKind = "zlog"
     steps_per_action: int = 10
+    renew_every: int = 5
     spin_up: int = 0
     interpolation: Interpolation = "biquadratic"
     positivity: Positivity = "none"
@@ -135,6 +137,8 @@ class ClosureAgents:
         self._check_stability()
 
     def _check_numbers(self) -> None:
+        if self.renew_every < 1:
+            raise InputError(f"renew_every = {self.renew_every}: must be at least 1")
         if self.steps_per_action < 1 or self.spin_up < 0:
             raise InputError(
                 f"steps_per_action = {self.steps_per_action}, spin_up = {self.spin_up}: must be at least 1 and 0"
@@ -341,10 +345,11 @@ class ClosureAgents:
 
     def advance(self, flow_state: FlowState, field: Tensor, steps: int) -> FlowState:
         """So many steps of the solver with a field of coefficients held fixed."""
-        for _ in range(steps):
+        for i in range(steps):
             flow = self.solver.flow(flow_state)
-            term = eddy_viscosity_term(flow, self.eddy_viscosity(flow, field), self.padded)
-            flow_state = self.solver.step(flow_state, term)
+            if i % self.renew_every == 0:
+                viscosity = self.eddy_viscosity(flow, field)
+            flow_state = self.solver.step(flow_state, eddy_viscosity_term(flow, viscosity, self.padded))
         return flow_state
 
     def spectrum(self, vorticity_hat: Tensor) -> Tensor:
