@@ -23,7 +23,7 @@ from apps.turbulence.calibration import (
     print_calibration,
 )
 from apps.turbulence.checkpoint import Checkpoint
-from apps.turbulence.scenario import Discretisation, Scenario
+from apps.turbulence.scenario import Discretisation, FieldFiles, Scenario
 from core.errors import InputError, MissingExtra
 from core.study import Context
 from simulators.turbulence.closures import Backscatter, Leith
@@ -34,6 +34,7 @@ STARTS = (1, 2, 3)
 REFERENCE = tuple(range(4, 4 + len(STARTS) * round((DURATION - DISCARD) / EVERY)))
 SCENARIO = Scenario(
     grid=Discretisation(n=16, dt=DT),
+    snapshots=FieldFiles(data="twin.nc"),
     reference=REFERENCE,
     training=STARTS,
     evaluation=(REFERENCE[-1] + 1, REFERENCE[-1] + 2),
