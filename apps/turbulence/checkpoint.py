@@ -41,11 +41,9 @@ class Checkpoint:
         """
         if self.path is None or not self.path.exists():
             return None
-        # Copied, because what stands in the file need not be aligned as complex numbers must be.
-        held = {name: tensor.clone() for name, tensor in read_tensors(self.path)[0].items()}
         return {
             name.removesuffix(COMPLEX): torch.view_as_complex(x) if name.endswith(COMPLEX) else x
-            for name, x in held.items()
+            for name, x in read_tensors(self.path)[0].items()
         }
 
     @property

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -30,6 +33,7 @@ from core.study.commands import Device, DeviceOption, Engine, SeedOption, Set
 from core.study.loading import from_options
 from core.study.runner import resolve_device
 from core.study.terminal import print_summary
+from simulators.turbulence.closures import CLOSURES
 from simulators.turbulence.diagnostics import snapshot_spectra, snapshots_needed
 
 app = typer.Typer(no_args_is_help=True, help="Closures of two-dimensional turbulence: classical, tuned and learned.")
@@ -70,7 +74,9 @@ DiscardOption = Annotated[float, typer.Option(help="Time units left out of the s
 SnapshotsOption = Annotated[
     str | None,
     typer.Option(
-        help="Resolved snapshots: what dns has written, NetCDF, Zarr or a folder of MATLAB files.  [default: shipped]"
+        help="Resolved snapshots: the folder of dns, NetCDF, Zarr or a folder of MATLAB files; numbers 1-10 are the "
+        "reference, 11-15 training, 16-20 evaluation unless --set reference=[1,2,3] ... says otherwise.  "
+        "[default: shipped]"
     ),
 ]
 EngineOption = Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")]
@@ -100,6 +106,8 @@ def _closure(text: str) -> ClosureSettings:
         try:
             values["constants"] = [float(value)]
         except ValueError:
+            if name in CLOSURES and "clip" not in inspect.signature(CLOSURES[name]).parameters:
+                raise InputError(f"--closure {text}: {value!r} must be a number, the constant") from None
             values["clip"] = value
     return from_options(ClosureSettings, values, f"--closure {text}")
 
@@ -107,7 +115,8 @@ def _closure(text: str) -> ClosureSettings:
 def _scenario_values(snapshots: str | None) -> dict[str, Any]:
     if snapshots is None:
         return {}
-    return {"snapshots": {"kind": "files", "data": snapshots}}
+    folder = Path(snapshots) / "snapshots.nc"
+    return {"snapshots": {"kind": "files", "data": str(folder) if folder.is_file() else snapshots}}
 
 
 def _simulate(
@@ -121,6 +130,7 @@ def _simulate(
 ) -> None:
     """Simulate closures and policies as a study without claims."""
     chosen = from_options(Scenario, scenario, name, overrides or ())
+    _check_starts(chosen)
     study = evaluation_of(
         closures, arms, chosen, name=name, sampling=from_options(SamplingSettings, dict(sampling), name)
     )
@@ -186,14 +196,31 @@ def _print_snapshots(omega: np.ndarray) -> None:
     print(f"for a reference spectrum known to 0.03 decades: {int(found['needed'])} snapshots")
 
 
+def _check_starts(scenario: Scenario) -> None:
+    """Refuse, before a study begins, snapshots that it cannot start from."""
+    omega = _snapshots_of(scenario)
+    numbered(omega, scenario.reference + scenario.training)
+    solver = scenario.grid.solver(scenario.flow)
+    starts = truncated(numbered(omega, scenario.evaluation), scenario.grid.n, solver.grid.dtype)
+    solver.check_cfl(solver.start(starts), warn=False)
+
+
+def _difference(held: Any, asked: Any, name: str = "") -> str:
+    """The first setting that differs, with both values."""
+    if isinstance(held, dict) and isinstance(asked, dict) and held.keys() == asked.keys():
+        key = next(key for key in asked if held[key] != asked[key])
+        return _difference(held[key], asked[key], f"{name}.{key}" if name else key)
+    return f"other settings: {name} = {json.dumps(held)}, now {json.dumps(asked)}"
+
+
 def _keep_record(path: Path, asked: dict[str, Any], option: str) -> None:
     """Refuse to go on with work that was asked for differently; otherwise write down what is asked for."""
     folder = path.parent
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{option} {folder}: is a file, not a folder")
     asked = json.loads(json.dumps(asked))
-    if path.exists() and files.read_json(path) != asked:
-        raise InputError(f"{folder}: holds work with other settings ({path.name}): choose another {option}")
+    if path.exists() and (held := files.read_json(path)) != asked:
+        raise InputError(f"{folder}: holds work with {_difference(held, asked)}: choose another {option}")
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(path, asked)
 
@@ -254,6 +281,9 @@ def calibrate(
     omega = _snapshots_of(scenario)
     target = resolve_device(device, torch.cuda.is_available())
     checkpoint = None if out is None else out.with_suffix(".checkpoint")
+    if checkpoint is not None:
+        asked = {"scenario": scenario.model_dump(mode="json"), "calibration": settings.model_dump(mode="json")}
+        _keep_record(checkpoint / "calibration.json", asked, "--out, or remove it")
     with Progress(transient=True, console=Console(stderr=True)) as bar:
         task = bar.add_task("calibrating", total=1.0)
         found = calibrate_constants(
@@ -265,8 +295,9 @@ def calibrate(
             progress=lambda share, text: bar.update(task, completed=share, description=f"calibrating {text}"),
         )
     print_calibration(found)
-    if out is not None:
+    if out is not None and checkpoint is not None:
         _write(out, found)
+        shutil.rmtree(checkpoint)
 
 
 def _snapshots_of(scenario: Scenario) -> np.ndarray:
@@ -342,7 +373,8 @@ def evaluate(
     stored = tuple(StoredPolicy.of(folder) for folder in policy)
     first = stored[0].training
     scenario = first.scenario.model_dump() | _scenario_values(snapshots)
-    arm = Arm(agents=first.agents, learner=first.learner, stored=stored)
+    label = re.sub(r"[^A-Za-z0-9_.-]", "_", policy[0].resolve().name) if len(policy) == 1 else "policies"
+    arm = Arm(name=label, agents=first.agents, learner=first.learner, stored=stored)
     chosen = [_closure(text) for text in closure or ["none"]]
     options = {"out": out, "device": device, "engine": engine, "fresh": not resume}
     sampling = {"duration": duration, "discard": discard, "every": every}

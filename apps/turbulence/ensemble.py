@@ -193,12 +193,12 @@ def simulate(
 
 
 def _check_explicit(solver: Solver, state: FlowState, closure: Closure) -> None:
-    """Refuse a sub-grid term that the explicit step cannot stand."""
+    """Refuse a sub-grid term that the explicit step cannot stand; of several constants, if it can stand none."""
     flow = solver.flow(state)
     if hasattr(closure, "largest_step"):
-        allowed = float(closure.largest_step(flow).min())
+        allowed = float(closure.largest_step(flow).max())
     elif hasattr(closure, "viscosity") and closure(flow).pi_hat is not None:
-        allowed = float(largest_step(solver.grid, closure.viscosity(flow)).min())
+        allowed = float(largest_step(solver.grid, closure.viscosity(flow)).max())
     else:
         return
     if solver.dt >= allowed:

@@ -76,7 +76,10 @@ def numbered(omega: np.ndarray, numbers: Sequence[int]) -> np.ndarray:
         InputError: there are fewer.
     """
     if max(numbers) > len(omega):
-        raise InputError(f"snapshot {max(numbers)}: there are {len(omega)}, numbered from 1")
+        raise InputError(
+            f"snapshot {max(numbers)}: there are {len(omega)}, numbered from 1; choose reference, training and "
+            "evaluation among them, such as --set evaluation=[1,2]"
+        )
     return omega[[number - 1 for number in numbers]]
 
 

@@ -124,7 +124,9 @@ class Study(Config):
         store = Store(Path(out))
         held = store.manifest()
         if held.get("config_hash") != self.hash:
-            raise InputError(f"{out}: holds no study {self.study} with config hash {self.hash}")
+            raise InputError(
+                f"{out}: holds no study {self.study} with config hash {self.hash} (another config, or another version)"
+            )
         missing = Results(store.root, self.runs()).missing()
         if missing:
             names = ", ".join(f"{run.label} [{run.hash}]" for run in missing[:3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from core.errors import InputError
@@ -76,4 +76,8 @@ def case(name: str, **changes: Any) -> Case:
     """
     if name not in CASES:
         raise InputError(f"case = {name!r}: must be one of {', '.join(CASES)}")
+    allowed = [f.name for f in fields(Case)]
+    for key in changes:
+        if key not in allowed:
+            raise InputError(f"case {name}: has no {key}; it has {', '.join(allowed)}")
     return replace(CASES[name], **changes)

@@ -107,6 +107,8 @@ class Solver:
         ):
             if value not in get_args(allowed):
                 raise InputError(f"{name} = {value!r}: must be one of {', '.join(get_args(allowed))}")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device = {device}: there is no CUDA device; allowed here: cpu")
         if dtype == torch.float32 and n > FLOAT32_LIMIT:
             warnings.warn(f"n = {n} in float32: round-off may show beyond {FLOAT32_LIMIT} points", stacklevel=2)
         self.case = case
@@ -150,7 +152,7 @@ class Solver:
         Raises:
             InputError: another shape, or a value that is not finite.
         """
-        n = self.grid.n
+        n, vorticity = self.grid.n, torch.as_tensor(vorticity)
         if vorticity.dim() != 3 or vorticity.shape[1:] != (n, n):
             raise InputError(f"vorticity of shape {tuple(vorticity.shape)}: must be (B, {n}, {n})")
         if not bool(torch.isfinite(vorticity).all()):

@@ -115,7 +115,7 @@ def test_dns_of_two_snapshots_is_enough(szilard, tmp_path):
 
 def test_les_compares_closures_and_goes_on_or_begins_anew(szilard, made, tmp_path):
     closures = ["--closure", "none", "--closure", "leith:0.19", "--closure", "dleith:mean_then_clip"]
-    given = ["les", *closures, "--snapshots", made / "dns" / "snapshots.nc", *SCENARIO, *SHORT, "--out", tmp_path]
+    given = ["les", *closures, "--snapshots", made / "dns", *SCENARIO, *SHORT, "--out", tmp_path]
     code, text, err = szilard(*given)
     assert code == 0, err
     table = json.loads((tmp_path / "summary.json").read_text())["table"]
@@ -186,15 +186,15 @@ def test_evaluate_simulates_policies_beside_closures(szilard, made, tmp_path):
     given = ["evaluate", "--policy", made / "policy", "--closure", "none", *SHORT, "--out", tmp_path / "out"]
     code, _, err = szilard(*given)
     assert code == 2
-    assert "every = 0.25 is 25 steps of dt = 0.01: must be a multiple of the 10 that smarl holds" in err
+    assert "every = 0.25 is 25 steps of dt = 0.01: must be a multiple of the 10 that policy holds" in err
     code, text, err = szilard(*given, "--every", 0.3, "--set", "evaluation=[6, 7]")
     assert code == 0, err
-    evaluated = xr.load_dataset(tmp_path / "out" / "results.nc", group="evaluate/smarl", engine="h5netcdf")
+    evaluated = xr.load_dataset(tmp_path / "out" / "results.nc", group="evaluate/policy", engine="h5netcdf")
     np.testing.assert_allclose(evaluated["time"], [0.3, 0.6, 0.9, 1.2, 1.5])
     assert evaluated["start"].values.tolist() == [6, 7]
-    assert "smarl" in text
+    assert "policy" in text
     table = json.loads((tmp_path / "out" / "summary.json").read_text())["table"]
-    assert {row["method"] for row in table} == {"none", "smarl"}
+    assert {row["method"] for row in table} == {"none", "policy"}
 
 
 def test_export_writes_one_numpy_function(szilard, made, tmp_path):
@@ -253,7 +253,7 @@ REFUSALS = [
     ([*LES, "--closure", "magic"], "--closure magic: closure = \"magic\": must be 'none', 'smag'"),
     ([*LES, "--closure", "dleith:0.2"], "--closure dleith:0.2: closure dleith: has no option 'constant'"),
     ([*LES, "--closure", "dleith:magic"], "clip = \"magic\": must be 'positive_product'"),
-    ([*LES, "--closure", "leith:much"], 'clip = "much"'),
+    ([*LES, "--closure", "leith:much"], "--closure leith:much: 'much' must be a number"),
     ([*LES, "--closure", "leith:-1"], "constant = -1: must be at least 0"),
     ([*LES, "--closure", "leith:nan"], "must be a finite number"),
     ([*LES, "--closure", "none:1"], "closure none: has no option 'constant'"),
@@ -283,7 +283,7 @@ REFUSALS = [
     (["dns", "--out", "MADE/file"], "--out MADE/file: is a file, not a folder"),
     (
         ["dns", "--out", "MADE/dns", "--n", "32"],
-        "holds work with other settings (simulation.json): choose another --out",
+        "MADE/dns: holds work with other settings: flow.reynolds = 500.0, now null: choose another --out",
     ),
     (["dns"], "--out"),
     ([*CALIBRATE, "--closure", "dleith"], 'calibrate: closure = "dleith": must be'),
@@ -310,7 +310,7 @@ REFUSALS = [
     ([*TRAIN, "--device", "cuda"], "--device cuda: there is no CUDA device"),
     (
         ["train", "--out", "MADE/policy"],
-        "MADE/policy: holds work with other settings (training.json): choose another --out",
+        "MADE/policy: holds work with other settings: scenario.",
     ),
     (["train", "--out", "MADE/file"], "--out MADE/file: is a file, not a folder"),
     (["evaluate", "--policy", "MADE/empty", "--out", "OUT"], "--policy MADE/empty: holds no trained policy"),
@@ -350,12 +350,20 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(szilard, made, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_fails_is_told_in_a_line_with_its_place(szilard, made, tmp_path):
-    # Only when the files are read is it known that there are seven snapshots.
-    numbers = ["--set", "evaluation=[6, 8]", "--set", "grid={n: 16, dt: 0.02}", "--set", "reference=[1, 2]"]
-    numbers += ["--set", "training=[3, 4]", "--set", "flow.reynolds=500"]
-    given = ["les", "--closure", "none", "--snapshots", made / "dns" / "snapshots.nc", *numbers, *SHORT]
-    code, _, err = szilard(*given, "--out", tmp_path)
-    assert code == 1
+def test_snapshots_that_are_missing_are_told_before_anything_is_simulated(szilard, made, tmp_path):
+    numbers = ["--set", "evaluation=[6, 8]", "--set", "flow.reynolds=500", *SHORT, "--out", tmp_path / "out"]
+    roles = ["--set", "reference=[1, 2]", "--set", "training=[3, 4]", "--set", "grid={n: 16, dt: 0.02}"]
+    code, _, err = szilard("les", "--snapshots", made / "dns", *numbers, *roles)
+    assert code == 2
     assert "snapshot 8: there are 7, numbered from 1" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_is_told_in_a_line_with_its_place(szilard, made, tmp_path):
+    missing = f"scenarios.0.snapshots={{kind: files, data: {tmp_path / 'none.nc'}}}"
+    code, _, err = szilard("run", made / "study.yaml", "--set", missing, "--out", tmp_path / "out", "--workers", 0)
+    assert code == 1
+    assert f"{tmp_path / 'none.nc'}: no such file" in err
     assert "Traceback" not in err
+    # What did not need the file is done and kept.
+    assert len(list((tmp_path / "out" / "runs").glob("*/result.nc"))) == 2

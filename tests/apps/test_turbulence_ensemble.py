@@ -316,3 +316,15 @@ def test_a_sampling_without_samples_is_refused(sampling, message):
 def test_a_time_step_too_large_for_the_start_is_refused():
     with pytest.raises(InputError, match="CFL number"):
         simulate(solver(dt=0.2), 5 * starts(1), Sampling(2.0, 0.0, 0.2), SIGMA)
+
+
+def test_an_explicit_closure_is_refused_if_no_copy_can_stand_it():
+    sampling = Sampling(0.4, 0.0, 0.2)
+    for constant in (5.0, torch.tensor([5.0, 6.0], dtype=torch.float64)):
+        with pytest.raises(InputError, match="the explicit closure is stable below"):
+            simulate(solver(closure=Leith(constant, local=True)), starts(2), sampling, SIGMA)
+    # Of several constants one that blows up is a result; a viscosity that is constant in space is implicit.
+    mixed = torch.tensor([0.2, 5.0], dtype=torch.float64)
+    found = simulate(solver(closure=Leith(mixed, local=True)), starts(2), sampling, SIGMA)
+    assert np.isfinite(found["energy"]).all("time").values.tolist() == [True, False]
+    assert np.isfinite(simulate(solver(closure=Leith(5.0)), starts(2), sampling, SIGMA)["energy"]).all()

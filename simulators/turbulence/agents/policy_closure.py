@@ -33,7 +33,9 @@ class PolicyClosure:
         clock = state.vorticity_hat.real.new_zeros(len(state.vorticity_hat))
         seen = AgentsState(state, clock, clock)
         with torch.no_grad():
-            return self.world.coefficient_field(self.policy(self.world.observe(seen), seen))
+            # A flow that blew up stays so whatever its agents do; the policy need not know.
+            observation = torch.nan_to_num(self.world.observe(seen), nan=0.0)
+            return self.world.coefficient_field(self.policy(observation, seen))
 
     def viscosity(self, flow: Flow) -> Tensor:
         """nu_e(x, y), ``(B, N, N)``."""
