@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class ResumeCallback(BaseCallback):
-    """Saves the exact state between two iterations, at most once in ``every_seconds`` and in a tenth of the time.
+    """Saves the exact state between two iterations, at most once in ``every_seconds``, in a tenth of the time at most.
 
     Args:
         path: the file; replaced atomically.
-        every_seconds: pause between two saves; 0 saves before every iteration.
+        every_seconds: pause between two saves; 0 saves before every iteration, however long it takes.
     """
 
     def __init__(self, path: str | Path, every_seconds: float = 60.0) -> None:
@@ -46,7 +46,8 @@ class ResumeCallback(BaseCallback):
     def _on_rollout_start(self) -> None:
         started = time.monotonic()
         # A state with a large memory takes seconds to write: nine tenths of the time are for the training.
-        if started - self._saved_at >= max(self.every_seconds, 9 * self._took):
+        pause = max(self.every_seconds, 9 * self._took) if self.every_seconds else 0.0
+        if started - self._saved_at >= pause:
             self.model.save_state(self.path)  # type: ignore[attr-defined]
             self._saved_at = time.monotonic()
             self._took = self._saved_at - started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ METRIC = "spectrum error"
 def transfer_matrix(table: Sequence[Row], scenarios: Sequence[str]) -> Figure:
     """The spectrum errors of all methods in all scenarios, as a heat map."""
     rows = [row for row in table if row.metric == METRIC]
-    methods = list(dict.fromkeys(row.method for row in rows))
+    methods = list(dict.fromkeys(_method(row) for row in rows))
     caption = (
         "Spectrum error (decades; below it its 95 % half-width) of every method in every flow; 'from' names the flow "
         "in which agents were trained or a constant was tuned. Empty: not simulated there, or blown up."
@@ -23,11 +24,16 @@ def transfer_matrix(table: Sequence[Row], scenarios: Sequence[str]) -> Figure:
     return Figure("transfer", caption, lambda: _draw(rows, methods, list(scenarios)))
 
 
+def _method(row: Row) -> str:
+    """Without the constant that was tuned here: a closure is one line of the matrix."""
+    return re.sub(r" \([^)]*\)$", "", row.method)
+
+
 def _draw(rows: Sequence[Row], methods: list[str], scenarios: list[str]) -> Drawing:
     values, halves = (np.full((len(methods), len(scenarios)), np.nan) for _ in range(2))
     for row in rows:
         if row.mean is not None and row.low is not None:
-            place = methods.index(row.method), scenarios.index(row.scenario)
+            place = methods.index(_method(row)), scenarios.index(row.scenario)
             values[place], halves[place] = row.mean, row.mean - row.low
     drawing = Drawing(figsize=(2.6 + 1.3 * len(scenarios), 1.4 + 0.42 * len(methods)), layout="constrained")
     axes = drawing.subplots()
