@@ -90,7 +90,8 @@ def tail_distance(exceeded: Numbers, points: Numbers, reference: xr.Dataset) -> 
         points: values in all.
         reference: statistics of the reference.
     """
-    return np.asarray(np.log10(np.maximum(exceeded, 0.5) / points / reference_tail(reference)))
+    with np.errstate(divide="ignore"):  # a simulation that blew up at once has counted nothing
+        return np.asarray(np.log10(np.maximum(exceeded, 0.5) / points / reference_tail(reference)))
 
 
 def spectrum_scores(found: xr.Dataset, reference: xr.Dataset, band: Band) -> xr.DataArray:
