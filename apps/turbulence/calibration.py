@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from apps.turbulence.ensemble import Progress, Sampling, simulate
 from apps.turbulence.scenario import Scenario
 from apps.turbulence.snapshots import numbered, reference_spectra, snapshots_of, truncated

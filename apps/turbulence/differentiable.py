@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from core import files
 from core.errors import InputError
 from core.rl import PPO, TrainingDiverged

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from core.errors import InputError
 from simulators.turbulence.closures import Closure, NoClosure, largest_step, subgrid_term
 from simulators.turbulence.diagnostics import VorticityHistogram, energy_spectrum, enstrophy_spectrum

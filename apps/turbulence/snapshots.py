@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from apps.turbulence.ensemble import Advance, Progress
 from apps.turbulence.scenario import DirectSimulation, FieldFiles, FlowSettings, Scenario, Shipped, SnapshotSource
 from core import files

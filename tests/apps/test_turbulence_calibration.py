@@ -22,7 +22,7 @@ from apps.turbulence.calibration import (
     kalman_update,
     print_calibration,
 )
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from apps.turbulence.scenario import Discretisation, FieldFiles, Scenario
 from core.errors import InputError, MissingExtra
 from core.study import Context

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 from apps.turbulence import ensemble
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from apps.turbulence.ensemble import NAMES, Sampling, simulate
 from core.errors import InputError
 from simulators.turbulence.cases import case

@@ -9,7 +9,7 @@ import xarray as xr
 from scipy.io import savemat
 
 from apps.turbulence import snapshots as module
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from apps.turbulence.scenario import DirectSimulation, Discretisation, FieldFiles, FlowSettings, Scenario, Shipped
 from apps.turbulence.snapshots import (
     START_STD,

@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from apps.turbulence import ensemble, figures
-from apps.turbulence.checkpoint import Checkpoint
+from core.checkpoint import Checkpoint
 from apps.turbulence.claims import CLAIMS
 from apps.turbulence.learning import Agents, PPOSettings, StoredPolicy, Training, VRACERSettings, load_policy, train
 from apps.turbulence.metrics import chosen, spectrum_errors

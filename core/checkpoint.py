@@ -1,4 +1,4 @@
-"""Where a long simulation is kept on disk, so that it goes on after a kill exactly where it was."""
+"""Where a long computation is kept on disk, so that it goes on after a kill exactly where it was."""
 
 from __future__ import annotations
 
