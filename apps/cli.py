@@ -32,6 +32,7 @@ APPS = {
     "fishery": App("Harvest rules, learned policies and exact solutions for a fishery.", "FisheryStudy"),
     "payments": App("Exploration for payment decisions, learned and proven on logs, and a service.", "PaymentsStudy"),
     "turbulence": App("Closures of two-dimensional turbulence: classical, tuned and learned.", "TurbulenceStudy"),
+    "chaos": App("Forecasting of chaotic systems: how long, at what cost, and who won.", "ChaosStudy"),
     "mri": App("Which k-space lines to acquire next, with a posterior at every step.", "MRIStudy"),
 }
 

@@ -40,7 +40,7 @@ def minimise(
         progress: told the share done and a message.
     """
     held = list(parameters.values())
-    optimizer = torch.optim.Adam(held, lr=learning_rate)
+    optimizer = torch.optim.Adam(held, lr=learning_rate, fused=True)
     done = 0
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         done = int(saved.pop(STEP))
@@ -50,7 +50,7 @@ def minimise(
         load_optimizer(optimizer, saved)
     for step in range(done, steps):
         optimizer.zero_grad()
-        loss(step).backward()  # type: ignore[no-untyped-call]
+        loss(step).backward()
         optimizer.step()
         if checkpoint is not None and checkpoint.due:
             kept = {f"{PARAMETER}{name}": x for name, x in parameters.items()}

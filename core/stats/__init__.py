@@ -9,7 +9,18 @@ from core.stats.comparison import (
     t_interval,
     welch_test,
 )
+from core.stats.ensembles import (
+    RankHistogram,
+    SpreadSkill,
+    coverage,
+    crps,
+    energy_score,
+    rank_histogram,
+    spread_skill,
+)
 from core.stats.interval import Interval
+from core.stats.ranks import AverageRanks, SignedRank, average_ranks, rank_correlation, signed_rank_test
+from core.stats.survival import kaplan_meier, kaplan_meier_median
 
 __all__ = [
     "Interval",
@@ -23,4 +34,24 @@ __all__ = [
     "t_interval",
     "unpaired_difference",
     "welch_test",
+]
+
+__all__ += [
+    "RankHistogram",
+    "SpreadSkill",
+    "coverage",
+    "crps",
+    "energy_score",
+    "rank_histogram",
+    "spread_skill",
+]
+
+__all__ += [
+    "AverageRanks",
+    "SignedRank",
+    "average_ranks",
+    "kaplan_meier",
+    "kaplan_meier_median",
+    "rank_correlation",
+    "signed_rank_test",
 ]

@@ -27,7 +27,6 @@ from apps.payments.oracles import (
     mlp,
     unknown_counts,
 )
-from apps.payments.oracles.hopfield import retrieve
 from apps.payments.oracles.rows import numeric_features
 from core.errors import InputError
 from simulators.payments.context import CATEGORIES, NUMERICS, PaymentContext, Sizes, flag_bits
@@ -461,33 +460,6 @@ def test_focal_loss_is_the_log_loss_at_focus_zero_and_its_formula_elsewhere():
 
 
 # memory
-
-
-def test_retrieval_is_the_softmax_over_the_stored_patterns():
-    g = torch.Generator().manual_seed(0)
-    query, keys, values = (torch.randn(n, d, generator=g, dtype=torch.float64) for n, d in ((3, 8), (20, 8), (20, 2)))
-    expected = torch.softmax(query @ keys.T / 8**0.5, 1) @ values
-    assert torch.allclose(retrieve(query, keys, values), expected)
-    allowed = torch.ones(3, 20, dtype=torch.bool)
-    allowed[:, 10:] = False
-    assert torch.allclose(retrieve(query, keys, values, allowed=allowed), retrieve(query, keys[:10], values[:10]))
-
-
-def test_a_cold_memory_recalls_a_pattern_in_one_step_and_never_climbs_in_energy():
-    g = torch.Generator().manual_seed(1)
-    keys = torch.nn.functional.normalize(torch.randn(50, 16, generator=g, dtype=torch.float64))
-    state = keys + 0.02 * torch.randn(50, 16, generator=g, dtype=torch.float64)
-    assert torch.allclose(retrieve(state, keys, keys, beta=200.0), keys, atol=1e-6)
-
-    def energy(x, beta):
-        return -torch.logsumexp(beta * x @ keys.T, 1) / beta + 0.5 * x.square().sum(1)
-
-    for beta in (0.25, 4.0, 20.0):
-        x = state
-        for _ in range(5):
-            following = retrieve(x, keys, keys, beta=beta)
-            assert (energy(following, beta) <= energy(x, beta) + 1e-12).all()
-            x = following
 
 
 def test_a_training_row_does_not_retrieve_its_own_answer():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from core.errors import InputError, require
 from core.study import Config
-from simulators.chaos.flow import Flow
+from simulators.chaos.flow import DelayFlow, Flow
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Fitting:
     seeds: tuple[int, ...]
     seed: int = 0
     dt: tuple[float, ...] = ()
-    flows: tuple[Flow, ...] | None = None
+    flows: tuple[Flow | DelayFlow, ...] | None = None
     observed: tuple[int, ...] | None = None
     offset: Tensor | None = None
     scale: Tensor | None = None
@@ -88,6 +88,8 @@ class Forecaster(Config):
     """What it imports beyond the base, and the extra that brings it."""
     grid: ClassVar[Mapping[str, Sequence[Any]]] = {}
     """The fields that the paper tunes, and the values that it tries."""
+    together: ClassVar[bool] = True
+    """Whether the series of a group are fitted at once; else a study keeps what it has after every few."""
     physical: ClassVar[bool] = False
     """Whether it needs the equations of the system."""
 

@@ -15,22 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from apps.payments.oracles.mlp import ApprovalNetwork, Inputs, NeuralSettings
+from core.nn.hopfield import retrieve
 from simulators.payments.context import Sizes
-
-
-def retrieve(
-    query: Tensor, keys: Tensor, values: Tensor, beta: float | None = None, allowed: Tensor | None = None
-) -> Tensor:
-    """One retrieval from a modern Hopfield memory: softmax(beta query keys^T) values, ``(n, v)``.
-
-    Args:
-        query: ``(n, d)`` state patterns.
-        keys: ``(M, d)`` stored patterns.
-        values: ``(M, v)`` what is stored with each; the keys themselves for the associative memory.
-        beta: inverse temperature; 1 / sqrt(d) if not given.
-        allowed: ``(n, M)`` bool, the patterns that each query may see; all if not given.
-    """
-    return functional.scaled_dot_product_attention(query, keys, values, attn_mask=allowed, scale=beta)
 
 
 class MemoryNetwork(ApprovalNetwork):
