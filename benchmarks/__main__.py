@@ -16,6 +16,10 @@ BENCHMARKS = (
     "payments_evaluation",
     "payments_service",
     "turbulence",
+    "chaos_integration",
+    "chaos_invariants",
+    "chaos_reservoir",
+    "chaos_training",
 )
 
 

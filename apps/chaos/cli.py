@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 import typer
@@ -39,7 +39,7 @@ def show_leaderboard(
         _print("published (Gilpin 2023)", published_leaderboard())
         return
     for evidence in stored_evidence(directory):
-        _print(evidence.name, leaderboard(evidence))
+        _print(f"{evidence.name} (V1 to V3: valid times, Lyapunov times)", leaderboard(evidence))
     if out is not None:
         for path in write_tables(directory, out):
             print(path)
@@ -48,8 +48,11 @@ def show_leaderboard(
 def _print(title: str, table: pd.DataFrame) -> None:
     """A table with its numbers at three digits."""
     shown = Table(title=title, box=None, header_style="bold", padding=(0, 2, 0, 0), title_justify="left")
-    for column in table.columns:
-        shown.add_column(str(column), justify="right" if is_numeric_dtype(table[column]) else "left")
-    for row in table.itertuples(index=False):
-        shown.add_row(*("" if pd.isna(x) else x if isinstance(x, str) else f"{x:.3g}" for x in row))
+    cells = [["" if pd.isna(x) else x if isinstance(x, str) else f"{x:.3g}" for x in table[name]] for name in table]
+    for name, column in zip(table, cells, strict=True):
+        # Headings are broken between words, numbers never.
+        justify: Literal["right", "left"] = "right" if is_numeric_dtype(table[name]) else "left"
+        shown.add_column(str(name).replace("_", " "), justify=justify, min_width=max(map(len, column), default=0))
+    for row in zip(*cells, strict=True):
+        shown.add_row(*row)
     Console(highlight=False).print(shown)

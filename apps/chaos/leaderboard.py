@@ -21,7 +21,7 @@ from core.study.results import Results
 
 
 def leaderboard(evidence: Evidence) -> pd.DataFrame:
-    """Methods from the best mean rank by valid time on, with their medians over systems.
+    """Methods from the best mean rank by valid time on, with their medians over systems; V1 to V3 in Lyapunov times.
 
     Ranks are NaN for a single method, or fewer than two systems with a Lyapunov time.
     """
@@ -39,9 +39,9 @@ def leaderboard(evidence: Evidence) -> pd.DataFrame:
             {
                 "method": name,
                 "mean rank": rank,
-                "valid time V1": _median(score),
-                "valid time V2": _median(evidence.by_system(name, "V2")),
-                "valid time V3": _median(evidence.by_system(name, "V3")),
+                "V1": _median(score),
+                "V2": _median(evidence.by_system(name, "V2")),
+                "V3": _median(evidence.by_system(name, "V3")),
                 "sMAPE at 1 Lyapunov time": _median(evidence.curve(name, "smape", np.ones(1))),
                 "short sMAPE": float(data["short"].sel(metric="smape").mean()),
                 "seconds of training": float(data["fit_seconds"].mean("replicate").median()),

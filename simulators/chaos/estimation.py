@@ -18,6 +18,7 @@ from torch import Tensor
 from core.errors import InputError
 from core.files import write
 from core.seeds import stream
+from core.stats import t_interval
 from simulators.chaos.catalogue import load, names, stored
 from simulators.chaos.exponents import Estimated, read, written
 from simulators.chaos.flow import DelayFlow, Flow
@@ -84,6 +85,8 @@ def _accepted(flow: Flow, found: LyapunovSpectrum) -> Estimated:
     # Near zero by chance alone is as good: the divergence is sampled, and spikes are missed or met.
     if not error.low < 0 < error.high and abs(error.mean) > DISAGREEMENT * float(found.values.abs().sum()):
         raise InputError(f"flow: the exponents add up to {error.mean:.3g} more than the mean divergence")
+    if t_interval(found.each.sum(1), level=0.999).low > 0:
+        raise InputError("flow: volumes grow along bounded orbits, so that they shrink where the right-hand side jumps")
     if not _settled(flow, found):
         raise InputError("flow: no exponent is zero within its error: orbits come to rest, or to different attractors")
     dimension = found.kaplan_yorke(level=0.6827)

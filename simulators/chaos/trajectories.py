@@ -142,9 +142,9 @@ def sample(
 ) -> Trajectories:
     """Trajectories from initial states on the attractor.
 
-    The initial states are points of one orbit that starts at ``flow.initial``: 1000 of them (or ``batch``, if that is
-    more), 10 in a period, of which ``batch`` are taken at equal distances from a random one on and in random order. So
-    the trajectories of one call lie as far apart on the orbit as they can; draw those that must not overlap together.
+    The initial states are points of one orbit that starts at ``flow.initial``: 1000 of them, 10 in a period, or as many
+    more as keep the trajectories from overlapping, of which ``batch`` are taken at equal distances from a random one on
+    and in random order. Draw those that must not overlap together.
     An ensemble of parameters has an orbit for every row. A delay system takes the delay before the point along; its
     points come 4 in a delay where that is closer, after 20 delays.
 
@@ -166,9 +166,11 @@ def sample(
         raise InputError(f"{flow.name} has parameters of {flow.rows} rows; batch = {batch}")
     dt = sampling.spacing(flow)
     times = dt * torch.arange(sampling.burn_in + sampling.samples, dtype=torch.float64)
-    kept, points = slice(sampling.burn_in, None), _points(batch, generator)
+    kept, apart = slice(sampling.burn_in, None), _apart(flow)
+    count = max(ORBIT, math.ceil(batch * (float(times[-1]) / apart + 1)))
+    points = _points(batch, count, generator)
     if isinstance(flow, DelayFlow):
-        solution = _delayed(flow, points, times, device)
+        solution = _delayed(flow, points, count, times, device)
         states = solution.embedded(times[kept].to(device), flow.dimension)
         failed, engine = solution.failed, f"rk4, {solution.steps} steps in a delay"
     else:
@@ -199,22 +201,30 @@ def _rest(states: Tensor, dt: float, period: float) -> Tensor:
     return (end.amax(1) - end.amin(1)).amax(1) < REST * end.abs().amax((1, 2))
 
 
-def _points(batch: int, generator: torch.Generator) -> Tensor:
-    """Numbers of ``batch`` different points of an orbit: equally far apart, in random order."""
-    apart = max(ORBIT, batch) / batch
+def _apart(flow: Flow | DelayFlow) -> float:
+    """Time between two points of the orbit."""
+    apart = flow.period / ORBIT_POINTS_PER_PERIOD
+    if isinstance(flow, DelayFlow):
+        apart = min(apart, float(torch.as_tensor(flow.delay).max()) / ORBIT_POINTS_PER_DELAY)
+    return apart
+
+
+def _points(batch: int, count: int, generator: torch.Generator) -> Tensor:
+    """Numbers of ``batch`` of the ``count`` points of an orbit: equally far apart, in random order."""
+    apart = count / batch
     first = apart * torch.rand((), generator=generator, dtype=torch.float64)
     order = torch.randperm(batch, generator=generator)
-    return (first + apart * order).long().clamp(max=max(ORBIT, batch) - 1)
+    return (first + apart * order).long().clamp(max=count - 1)
 
 
 def _on_orbit(flow: Flow, points: Tensor, sampling: Sampling) -> Tensor:
     """States ``(B, D)`` at these points of the orbit."""
     rows = flow.rows or 1
-    times = flow.period / ORBIT_POINTS_PER_PERIOD * torch.arange(max(ORBIT, len(points)), dtype=torch.float64)
+    times = _apart(flow) * torch.arange(max(2, int(points.max()) + 1), dtype=torch.float64)
     orbit = integrate(
         flow,
         flow.initial.repeat(rows, 1),
-        times[: max(2, int(points.max()) + 1)],
+        times,
         method=sampling.method,
         rtol=sampling.rtol,
         atol=sampling.atol,
@@ -224,11 +234,9 @@ def _on_orbit(flow: Flow, points: Tensor, sampling: Sampling) -> Tensor:
     return orbit.states[0, points] if flow.rows is None else orbit.states[torch.arange(rows), points]
 
 
-def _delayed(flow: DelayFlow, points: Tensor, times: Tensor, device: torch.device | str) -> DelaySolution:
+def _delayed(flow: DelayFlow, points: Tensor, count: int, times: Tensor, device: torch.device | str) -> DelaySolution:
     """Solutions at ``times`` that start on an orbit."""
-    delay = float(torch.as_tensor(flow.delay).max())
-    apart, count = min(flow.period / ORBIT_POINTS_PER_PERIOD, delay / ORBIT_POINTS_PER_DELAY), max(ORBIT, len(points))
-    transient = SETTLING_DELAYS * delay
+    apart, transient = _apart(flow), SETTLING_DELAYS * float(torch.as_tensor(flow.delay).max())
     orbit = integrate_delay(flow, flow.initial.repeat(flow.rows or 1), transient + apart * count)
     if flow.rows is None and bool(orbit.failed):
         raise InputError(f"{flow.name}: the orbit from its initial state escapes; give another initial state")
