@@ -39,7 +39,7 @@ from apps.chaos.leaderboard import stored_evidence, write_tables
 from apps.chaos.metrics import cumulative, evaluate, instantaneous, smape
 from apps.chaos.protocol import Method, Protocol, Scenario
 from apps.chaos.published import compare_with_published, published_scores
-from apps.chaos.recommend import recommend
+from apps.chaos.recommendation import recommend
 from apps.chaos.series import Series, read_series
 from apps.chaos.study import ChaosStudy
 from apps.chaos.valid_time import valid_time

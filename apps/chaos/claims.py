@@ -77,7 +77,7 @@ def _contest(evidence: Evidence, first: str, second: str) -> SignedRank | str:
 
 
 def _statement(claim: str, evidence: Evidence) -> str:
-    return f"{STATEMENTS[claim]} (V1 of {evidence.scaling} series, scenario {evidence.name})"
+    return f"{STATEMENTS[claim]}, as set in this study (V1 of {evidence.scaling} series, scenario {evidence.name})"
 
 
 def _decided(claim: str, test: SignedRank, p: float, family: int, evidence: Evidence) -> Claim:

@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from apps.chaos.protocol import LyapunovSource
 
 NOT_CHAOTIC = 0.01
-"""Largest exponent, 1 / time units, below which a system has no Lyapunov time worth speaking of (six of the
-catalogue's)."""
+"""Largest exponent that the catalogue states, 1 / time units, up to which a system has no Lyapunov time (six)."""
 
 
 def describe_systems(series: list[xr.Dataset], source: LyapunovSource) -> xr.Dataset:
     """What is known of each system: ``dt``, ``period``, the exponent in use (``lyapunov``) and where it is from.
 
-    The exponent is NaN for systems that are not chaotic; one that our table lacks is the catalogue's. ``integrator``
+    The exponent is NaN for systems that are not chaotic: the catalogue states at most 0.01, or ours is not told from
+    zero. One that our table lacks is the catalogue's. ``integrator``
     and relative ``tolerance`` say how the series were made, the attribute ``versions`` by what.
     """
     rows = []
     for data in series:
         known = {name: float(data.attrs[f"lyapunov_{name}"]) for name in ("estimated", "stored")}
         used = source if np.isfinite(known[source]) else "stored"
-        value = known[used] if known[used] > NOT_CHAOTIC and known["stored"] > NOT_CHAOTIC else np.nan
+        value = known[used] if known[used] > 0 and known["stored"] > NOT_CHAOTIC else np.nan
         rows.append((float(data.attrs["dt"]), float(data.attrs["period"]), value, used))
     dt, period, exponent, used_names = zip(*rows, strict=True)
     return xr.Dataset(

@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor
 
 from apps.chaos.forecasters import Forecaster
+from apps.chaos.forecasters.equations import hidden_state
 from apps.chaos.protocol import Protocol, Scenario
 from core.seeds import stream
 from simulators.chaos import DelayFlow, Flow, delay_embedding, embedding_delay, load, with_noise
@@ -58,7 +59,7 @@ class Group:
         """The series that a forecaster can be fitted to: all, unless it needs equations, whose state must be seen."""
         if not forecaster.physical:
             return self
-        seen = {name: _state_is_seen(load(name), self.train.shape[2]) for name in set(self.names)}
+        seen = {name: hidden_state(load(name), self.train.shape[2]) is None for name in set(self.names)}
         return self.pick([i for i, name in enumerate(self.names) if seen[name]])
 
     def flows(self, forecaster: Forecaster) -> tuple[Flow | DelayFlow, ...] | None:
@@ -67,11 +68,6 @@ class Group:
             return None
         known = {name: load(name) for name in set(self.names)}
         return tuple(known[name] for name in self.names)
-
-
-def _state_is_seen(flow: Flow | DelayFlow, channels: int) -> bool:
-    """Whether a sample is the state of an equation without time and delay."""
-    return isinstance(flow, Flow) and flow.coordinates is None and flow.autonomous and flow.dimension == channels
 
 
 def forecast_groups(series: Sequence[xr.Dataset], scenario: Scenario, protocol: Protocol) -> list[Group]:
@@ -116,7 +112,11 @@ def _posed(
     seen, truth = seen[..., : scenario.observe], truth[..., : scenario.observe]
     if scenario.noise:
         generator = torch.Generator().manual_seed(stream(protocol.seed, f"{name} {purpose} noise"))
-        seen = with_noise(seen, scenario.noise, generator)
+        # Who tunes has noisy samples alone, also of the validation block; forecasts are scored against the truth.
+        shown = torch.cat([seen, truth], 1) if purpose == "tuning" else seen
+        noisy = with_noise(shown, scenario.noise, generator)
+        seen = noisy[:, : seen.shape[1]]
+        truth = noisy[:, seen.shape[1] :] if purpose == "tuning" else truth
     scored = seen.shape[-1]
     if scenario.embedding > 1:
         first = data["train"].values[:, 0]

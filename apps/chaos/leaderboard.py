@@ -12,7 +12,8 @@ import xarray as xr
 
 from apps.chaos import published_tables
 from apps.chaos.evidence import Evidence, pairs
-from apps.chaos.published import compare_with_published
+from apps.chaos.protocol import Protocol, Scenario
+from apps.chaos.published import TRAINED, compare_with_published
 from apps.chaos.study import ChaosStudy
 from core import files
 from core.errors import InputError
@@ -97,7 +98,8 @@ def against_published(evidence: Evidence) -> xr.Dataset:
 
 
 def write_tables(directory: Path, out: Path) -> list[Path]:
-    """Write the leaderboard, the pairs, the systems and the comparison with the published numbers as CSV.
+    """Write the leaderboard, the pairs and the systems as CSV, and the published numbers beside ours where these are
+    of the same task (``published_task``).
 
     Args:
         directory: folder of a finished study.
@@ -107,16 +109,25 @@ def write_tables(directory: Path, out: Path) -> list[Path]:
         InputError: no finished study of this application.
     """
     out.mkdir(parents=True, exist_ok=True)
+    study, collected = _finished(directory)
     written = []
-    for evidence in stored_evidence(directory):
+    for scenario, evidence in zip(study.scenarios, collected, strict=True):
         tables = {"leaderboard": leaderboard(evidence), "pairwise": pairwise(evidence), "systems": by_system(evidence)}
-        with suppress(InputError):  # none of the systems and methods of this study is published
-            tables["published"] = against_published(evidence).to_dataframe()
+        if published_task(study.protocol, scenario):
+            with suppress(InputError):  # none of the systems and methods of this study is published
+                tables["published"] = against_published(evidence).to_dataframe()
         for name, table in tables.items():
             path = out / f"{evidence.name}-{name}.csv"
             files.write(path, table.to_csv(index=name in ("systems", "published")))
             written.append(path)
     return written
+
+
+def published_task(protocol: Protocol, scenario: Scenario) -> bool:
+    """Whether the short forecast is the published one: 200 samples, 100 a period, after 1000 without noise."""
+    sampled = (protocol.points, protocol.timescale, protocol.short) == (100, "period", 200)
+    fitted = scenario.train_length or protocol.context
+    return sampled and fitted == TRAINED and scenario.plain
 
 
 def stored_evidence(directory: Path) -> list[Evidence]:
@@ -125,6 +136,10 @@ def stored_evidence(directory: Path) -> list[Evidence]:
     Raises:
         InputError: no finished study of this application.
     """
+    return _finished(directory)[1]
+
+
+def _finished(directory: Path) -> tuple[ChaosStudy, list[Evidence]]:
     config = directory / "config.yaml"
     if not config.is_file():
         raise InputError(f"{directory}: holds no study")
@@ -132,7 +147,7 @@ def stored_evidence(directory: Path) -> list[Evidence]:
     results = Results(directory, study.runs())
     if results.missing():
         raise InputError(f"{directory}: not finished; szilard chaos run goes on with it")
-    return study.evidence(results)
+    return study, study.evidence(results)
 
 
 def _median(values: np.ndarray) -> float:

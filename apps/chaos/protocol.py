@@ -108,7 +108,8 @@ class Scenario(Config):
     train_length: int | None = Field(default=None, ge=12)
     """Latest samples of the context that are fitted; null for all."""
     noise: float = Field(default=0.0, ge=0, le=1)
-    """Noise on what is fitted, in standard deviations of each channel; forecasts are scored against the truth."""
+    """Noise on what is fitted and tuned on, in standard deviations of each channel; forecasts are scored against the
+    truth."""
     observe: int | None = Field(default=None, ge=1)
     """Only this many of the first channels are seen and forecast; null for all."""
     embedding: int = Field(default=1, ge=1, le=20)
@@ -117,3 +118,8 @@ class Scenario(Config):
     """Who takes part; null for all."""
     retune: bool = False
     """Tune with as many samples as are fitted; else with the whole context, as in the paper."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether all of the series is seen as it is; its length apart."""
+        return (self.noise, self.observe, self.embedding) == (0.0, None, 1)

@@ -20,7 +20,7 @@ from apps.chaos.published import published_smape_check, published_truth_check
 from apps.chaos.scores import DESCRIBED, score
 from core.seeds import stream
 from core.study import Context, Run
-from simulators.chaos import Sampling, estimated, load, sample, stored
+from simulators.chaos import Estimated, Sampling, estimated, load, sample, stored
 
 
 class SystemSeries(Run):
@@ -67,12 +67,17 @@ class SystemSeries(Run):
             "period": flow.period,
             "dimension": flow.dimension,
             "lyapunov_stored": stored(self.system).maximum_lyapunov,
-            "lyapunov_estimated": np.nan if ours is None else ours.values[0],
+            "lyapunov_estimated": np.nan if ours is None else _told_from_zero(ours),
             "integrator": found.engine,
             "tolerance": p.tolerance,
             "versions": found.dataset().attrs["versions"],
         }
         return data.assign_attrs(attrs)
+
+
+def _told_from_zero(ours: Estimated) -> float:
+    """The largest exponent; 0 where it is within three standard errors of it."""
+    return ours.values[0] if ours.values[0] > 3 * ours.standard_errors[0] else 0.0
 
 
 class Tune(Run):

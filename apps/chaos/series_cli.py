@@ -39,7 +39,7 @@ from core.study.terminal import print_rows
 
 if TYPE_CHECKING:
     from apps.chaos.forecasters import Forecaster
-    from apps.chaos.recommend import Recommendation
+    from apps.chaos.recommendation import Recommendation
 
 
 def add_series_commands(app: typer.Typer) -> None:
@@ -80,7 +80,7 @@ def forecast(
     from apps.chaos.forecast import check_forecast, forecast_series
     from apps.chaos.forecast_files import ForecastFolder, fingerprint
     from apps.chaos.forecast_table import summary_rows
-    from apps.chaos.recommend import recommend as rank
+    from apps.chaos.recommendation import recommend as rank
     from apps.chaos.series_figures import forecast_figure
     from apps.chaos.series_scales import scales_sentence
 
@@ -160,8 +160,8 @@ def recommend(
     """
     import torch
 
-    from apps.chaos.recommend import chosen_candidates
-    from apps.chaos.recommend import recommend as rank
+    from apps.chaos.recommendation import chosen_candidates
+    from apps.chaos.recommendation import recommend as rank
     from core import files
 
     if out is not None and (out.suffix != ".nc" or out.is_dir()):

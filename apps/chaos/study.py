@@ -177,7 +177,7 @@ class ChaosStudy(Study):
             for method in self.methods_of(s)
             if method.name not in evidence.methods
         ]
-        notes += _about_systems(systems)
+        notes += [*_about_systems(systems), *self._about_tuning()]
         return Analysis(
             table,
             decide(collected[0], published, self.claims),
@@ -185,6 +185,16 @@ class ChaosStudy(Study):
             xr.DataTree.from_dict(groups),
             [*notes, *MEASURES],
         )
+
+    def _about_tuning(self) -> list[str]:
+        """How hard each method was tuned, and with how many samples."""
+        tried = ", ".join(f"{m.name} {len(m.candidates())}" for m in self.methods if len(m.candidates()) > 1)
+        notes = [f"Settings that were tried on the validation part, for every system: {tried}; others are not tuned."]
+        once = [s.name for s in self.scenarios if s.train_length is not None and not s.retune]
+        if once:
+            length = self.protocol.context
+            notes.append(f"Tuned with {length} samples, more than are fitted: {', '.join(once)}.")
+        return notes if tried else []
 
     def evidence(self, results: Results) -> list[Evidence]:
         """The results of every scenario."""
@@ -211,7 +221,9 @@ def _about_systems(systems: xr.Dataset) -> list[str]:
     notes = []
     without = systems["system"].values[~np.isfinite(systems["lyapunov"].values)]
     if len(without):
-        notes.append(f"Not chaotic (exponent at most 0.01) and left out of all Lyapunov times: {', '.join(without)}.")
+        notes.append(
+            f"Not chaotic (the catalogue states at most 0.01, or ours is within three errors of zero) and left out of all Lyapunov times: {', '.join(without)}."
+        )
     stored = systems["system"].values[systems["lyapunov_source"].values == "stored"]
     if 0 < len(stored) < systems.sizes["system"]:
         notes.append(f"Exponents as the catalogue states them, for want of our own: {', '.join(stored)}.")

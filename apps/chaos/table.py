@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy import stats
 
 from apps.chaos.evidence import Evidence, pairs
 from apps.chaos.valid_time import THRESHOLDS
@@ -17,7 +18,6 @@ from core.stats import (
     average_ranks,
     kaplan_meier_median,
     mean_interval,
-    proportion_interval,
     rank_correlation,
     signed_rank_test,
 )
@@ -37,10 +37,14 @@ MEASURES = (
     "first exceeds 0.4; V2: before the cumulative sMAPE exceeds 30 (of 200), as in Zhang and Gilpin (2025); V3: up to "
     "the last sample at which the cumulative sMAPE is below 40, as in the code of Gilpin (2023), which is generous. In "
     "Lyapunov times of the largest exponent named in the data; a forecast that holds to its end counts with its "
-    "length, and the Kaplan-Meier median (first replicate of each system) treats it as censored.",
+    "length, so that its numbers are lower bounds, and the Kaplan-Meier median (first replicate of each system) treats "
+    "it as censored, as if the lengths of forecasts in Lyapunov times had nothing to do with valid times. A forecast "
+    "that is no number has valid time 0 and no sMAPE.",
     "A system's number is the mean over its replicates; intervals are 95 % bootstrap intervals over systems, of shares "
-    "Wilson's over forecasts, of correlations Fisher's. Methods meet the same series with the same seeds. sMAPE is of "
-    "raw units, on the scale 0 to 200.",
+    "Wilson's with as many trials as systems, of correlations Fisher's, of mean ranks half of Nemenyi's critical "
+    "difference to either side. Each interval is for its row alone: only the claims are adjusted for their number. "
+    "Methods meet the same series with the same seeds. sMAPE is of raw units, on the scale 0 to 200, at a horizon the "
+    "cumulative one.",
     "Seconds are wall seconds of this machine for one series, of methods that train a group together the group's "
     "divided by its series; they include what other runs on the machine took.",
 )
@@ -97,8 +101,8 @@ def _of_method(evidence: Evidence, method: str) -> list[Row]:
             )
         )
     for title, name in (("forecasts that diverge", "diverged"), ("forecasts valid to their end", "censored")):
-        flags = _flags(data[name].sel(definition="V1") if name == "censored" else data[name])
-        rows.append(_row(evidence, method, title, "%", _percent, flags))
+        each = data[name].sel(definition="V1") if name == "censored" else data[name]
+        rows.append(_row(evidence, method, title, "%", _percent, _known(each.mean("replicate").values)))
     for name, title in (("fit_seconds", "seconds of training"), ("forecast_seconds", "seconds of forecasting")):
         values = _known(data[name].mean("replicate").values)
         rows.append(_row(evidence, method, f"{title}, median", "s", median_interval, values))
@@ -110,9 +114,19 @@ def median_interval(values: NDArray[np.float64]) -> Interval:
     return signed_rank_test(values, np.zeros_like(values))
 
 
-def _percent(flags: NDArray[np.bool_]) -> Interval:
-    share = proportion_interval(int(flags.sum()), flags.size)
-    return Interval(100 * share.mean, 100 * share.low, 100 * share.high, share.n)
+def _percent(shares: NDArray[np.float64]) -> Interval:
+    """Mean of the systems' shares with Wilson's interval of as many trials as systems.
+
+    Forecasts of one system are alike: counted one by one they would make it too short. Where they differ it is wide.
+    """
+    n = len(shares)
+    if not n:
+        raise InputError("no forecast")
+    share = float(shares.mean())
+    z = float(stats.norm.ppf(0.975))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(100 * share, 100 * max(0.0, middle - half), 100 * min(1.0, middle + half), n)
 
 
 def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,7 +157,7 @@ def _row(
 
 
 def _ranks(evidence: Evidence) -> list[Row]:
-    """Mean rank of every method over systems, by valid time; within half the critical difference of another, alike."""
+    """Mean rank of every method over systems, by valid time; two whose intervals overlap are not told apart."""
     if not evidence.methods:
         return []
     scores = np.stack([evidence.by_system(method) for method in evidence.methods])

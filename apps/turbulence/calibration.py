@@ -23,10 +23,10 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from core.checkpoint import Checkpoint
 from apps.turbulence.ensemble import Progress, Sampling, simulate
 from apps.turbulence.scenario import Scenario
 from apps.turbulence.snapshots import numbered, reference_spectra, snapshots_of, truncated
+from core.checkpoint import Checkpoint
 from core.errors import InputError, require
 from core.seeds import stream
 from core.stats import t_interval

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from core.checkpoint import Checkpoint
 from core import files
+from core.checkpoint import Checkpoint
 from core.errors import InputError
 from core.rl import PPO, TrainingDiverged
 from core.rl.checkpoint import load_parameters, parameters

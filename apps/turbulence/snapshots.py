@@ -11,10 +11,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from core.checkpoint import Checkpoint
 from apps.turbulence.ensemble import Advance, Progress
 from apps.turbulence.scenario import DirectSimulation, FieldFiles, FlowSettings, Scenario, Shipped, SnapshotSource
 from core import files
+from core.checkpoint import Checkpoint
 from core.errors import InputError
 from core.seeds import stream
 from core.study import Context, Product

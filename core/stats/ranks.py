@@ -21,8 +21,8 @@ class SignedRank(Interval):
     """The median of paired differences, its interval, and Wilcoxon's test of it.
 
     Attributes:
-        mode: how ``p`` was found: ``exact``, ``normal`` (the approximation, where differences tie or are zero, or
-            pairs are many) or ``none`` (all differences are zero, ``p`` is 1).
+        mode: how ``p`` was found: ``exact``, ``normal`` (the approximation, where pairs are many) or ``none`` (all
+            differences are zero, ``p`` is 1).
     """
 
     mode: str = "exact"
@@ -34,7 +34,7 @@ def signed_rank_test(
     """Median of a - b of pairs, ``a`` and ``b`` (n,), and the two-sided Wilcoxon signed-rank test against zero.
 
     The interval is the percentile bootstrap's over pairs. The test leaves out pairs without difference, and is exact
-    for up to 50 others whose differences do not tie in size.
+    for up to 50 others, given the mean ranks that differences of one size share.
 
     Raises:
         InputError: different lengths, fewer than two pairs, a value that is not finite, an impossible level or
@@ -45,14 +45,27 @@ def signed_rank_test(
     check_level(level)
     differences = first - second
     low, high = np.quantile(_resampled_medians(differences, resamples, seed), [(1 - level) / 2, (1 + level) / 2])
-    sizes = np.abs(differences[differences != 0])
-    if not len(sizes):
+    unequal = differences[differences != 0]
+    if not len(unequal):
         p, mode = 1.0, "none"
+    elif len(unequal) <= _EXACT_UP_TO:
+        p, mode = _signed_rank_p(unequal), "exact"
     else:
-        exact = len(sizes) == len(np.unique(sizes)) and len(sizes) <= _EXACT_UP_TO
-        result = stats.wilcoxon(differences[differences != 0], method="exact" if exact else "asymptotic")
-        p, mode = float(result.pvalue), "exact" if exact else "normal"
+        p, mode = float(stats.wilcoxon(unequal, method="asymptotic").pvalue), "normal"
     return SignedRank(float(np.median(differences)), float(low), float(high), len(differences), level, p, mode)
+
+
+def _signed_rank_p(differences: NDArray[np.float64]) -> float:
+    """Two-sided p-value of the sum of the ranks of the positive ones, over all choices of the signs."""
+    # Ranks that ties share are halves.
+    ranks = np.rint(2 * stats.rankdata(np.abs(differences))).astype(int)
+    chances = np.zeros(ranks.sum() + 1)
+    chances[0] = 1.0
+    for rank in ranks:
+        chances[rank:] = chances[rank:] + chances[:-rank]
+        chances /= 2
+    observed = int(ranks[differences > 0].sum())
+    return float(min(1.0, 2 * min(chances[: observed + 1].sum(), chances[observed:].sum())))
 
 
 def rank_correlation(x: Sample, y: Sample, *, level: float = 0.95) -> Interval:

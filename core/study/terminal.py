@@ -61,14 +61,14 @@ def _print_columns(console: Console, scenario: str, rows: list[Row], headline: S
         table.add_row(escape(method), *(escape(values.get((method, metric), "")) for metric in metrics))
     console.print(table)
     counts = sorted({row.n for row in rows if row.n is not None})
-    console.print(f"mean [95 % interval], n = {' or '.join(f'{n:,}' for n in counts)}\n", style="dim")
+    console.print(f"estimate [95 % interval], n = {' or '.join(f'{n:,}' for n in counts)}\n", style="dim")
 
 
 def _print_all(console: Console, scenario: str, metrics: dict[str, list[Row]]) -> None:
     """Every metric, method by method."""
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(escape(scenario), overflow="fold")
-    table.add_column(escape("mean [low, high]"), justify="right", no_wrap=True)
+    table.add_column(escape("estimate [low, high]"), justify="right", no_wrap=True)
     table.add_column("n", justify="right")
     for metric, group in metrics.items():
         table.add_row(f"  {escape(metric)}")

@@ -57,7 +57,7 @@ class DelaySolution:
     def embedded(self, times: Tensor, dimension: int) -> Tensor:
         """x(t - k delay / (dimension - 1)) for every k: ``(B, T, dimension)``."""
         delay = self.step[:, None] * self.steps
-        return torch.stack([self.at(times - k / (dimension - 1) * delay) for k in range(dimension)], -1)
+        return torch.stack([self.at(times - k / max(1, dimension - 1) * delay) for k in range(dimension)], -1)
 
     def history(self, place: Tensor) -> History:
         """The delay before grid points ``place (B,)``; a solution of one row serves them all."""
@@ -79,7 +79,7 @@ def delay_steps(flow: DelayFlow) -> int:
     """Steps in a delay: a multiple of the lags of the embedding, and no fewer than 90 and 100 in a period."""
     longest = float(torch.as_tensor(flow.delay).max())
     wanted = max(FEWEST_STEPS, math.ceil(100 * longest / flow.period))
-    lags = flow.dimension - 1
+    lags = max(1, flow.dimension - 1)
     return lags * math.ceil(wanted / lags)
 
 

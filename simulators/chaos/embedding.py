@@ -56,7 +56,7 @@ def mutual_information(series: Series, longest: int) -> Tensor:
     Raises:
         InputError: fewer than 50 samples, not finite or constant ones, or a lag above half of the series.
     """
-    values = as_points(series, 50)[:, 0]
+    values = as_points(series, 50)[:, 0].contiguous()
     length = len(values)
     if not 1 <= longest <= length // 2:
         raise InputError(f"longest: {longest} samples is outside [1, {length // 2}]")

@@ -17,6 +17,8 @@ from simulators.chaos.steppers import Tableau
 
 SMALLEST_STEP = 1e-9
 """Of a period; a row that needs smaller ones is stiff."""
+BLOWN_UP = 1e-4
+"""Of the radius of escape: a row beyond that needs smaller ones blows up in finite time, and has escaped."""
 FEWEST_ATTEMPTS, ATTEMPTS_PER_SAMPLE = 10_000, 50
 """A row that needs more attempts than the first and the second for every output time is stiff."""
 JUDGED_AFTER = 1000
@@ -168,8 +170,10 @@ def adaptive(flow: Flow, tableau: Tableau, y: Tensor, times: Tensor, rtol: float
         accepted_before = accepted
         running = t < end
         rejected += running & ~accepted
+        shrunk = running & (h < smallest)
+        escaped |= shrunk & (y.abs().amax(0) > BLOWN_UP * limit)
         failed |= escaped
-        stiff |= running & ~escaped & (h < smallest)
+        stiff |= shrunk & ~escaped
         if attempt >= JUDGED_AFTER:
             slow = attempt * (end - start) > most_attempts * (t - start)
             stiff |= running & ~escaped & ((2 * rejected > attempt) | slow)

@@ -30,7 +30,8 @@ class Solution:
 
     Attributes:
         states: ``(B, T, D)`` float64, NaN from a failure on.
-        failed: ``(B,)``, trajectories that escaped (1e6 times the size of the attractor) or were not finite.
+        failed: ``(B,)``, trajectories that escaped (1e6 times the size of the attractor, or 100 times where they blow
+            up in finite time) or were not finite.
         engine: what integrated them, with the rows that fell back.
         evaluations: of the right-hand side: of a batch as a whole, or of single states by odeint.
         rejected: steps, ``(B,)``; zeros from odeint and fixed steps.
@@ -82,7 +83,7 @@ def integrate(
         alone = rows < small and initial.device.type == "cpu" and steps is None
         engine = "odeint" if alone else "torch"
     if engine == "odeint":
-        states, failed, evaluations = serial.trajectories(flow, initial.cpu(), times, range(rows), rtol, atol)
+        states, failed, evaluations = serial.trajectories(flow, initial, times, range(rows), rtol, atol)
         none = torch.zeros(rows, dtype=torch.int64, device=initial.device)
         return Solution(states.to(initial.device), failed.to(initial.device), "odeint", evaluations, none)
     # The parameters of an ensemble belong to its rows, so that it stays whole.
@@ -102,7 +103,7 @@ def integrate(
         warnings.warn(
             f"{flow.name}: {len(given_up)} of {rows} trajectories are stiff; LSODA integrates them", stacklevel=2
         )
-        again, lost, more = serial.trajectories(flow, initial.cpu(), times, given_up, rtol, atol)
+        again, lost, more = serial.trajectories(flow, initial, times, given_up, rtol, atol)
         states[given_up], failed[given_up] = again.to(states), lost.to(failed)
         evaluations, used = evaluations + more, f"{used}, odeint for {len(given_up)} stiff rows"
     return Solution(states, failed, used, evaluations, rejected)

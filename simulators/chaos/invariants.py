@@ -52,7 +52,7 @@ def series_invariants(series: Series, dt: float, period: float | None = None) ->
 
     Raises:
         InputError: fewer than 500 samples, not finite or constant ones, an impossible spacing or period, no significant
-            period where none is given, or fewer than four periods.
+            period where none is given, or fewer than five periods.
     """
     points = as_points(series, SHORTEST)
     check_spacing(dt)
@@ -61,7 +61,7 @@ def series_invariants(series: Series, dt: float, period: float | None = None) ->
     theiler = math.ceil(period / dt) if 0 < period < math.inf else 0
     if not 1 <= theiler <= len(points) // 5:
         raise InputError(
-            f"period: {period} time units is outside ({0}, {len(points) // 5 * dt:g}], a fifth of the series"
+            f"period: {period} time units is outside (0, {len(points) // 5 * dt:g}], a fifth of the series"
         )
     samples = len(points)
     points = (points - points.mean(0)) / points.std(0)

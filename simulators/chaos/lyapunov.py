@@ -25,10 +25,12 @@ STEP_ERROR = 1e-6
 """Largest median error of one interval, relative to the spread of the states and to the tangents."""
 MEAN_STEP_ERROR = 1e-5
 """Largest mean of the same, above the median where bursts are fast."""
-MEAN_KINK_ERROR = 1e-3
+MEAN_KINK_ERROR = 5e-3
 """That of a right-hand side with kinks, whose errors in the tangents are large, rare and of either sign."""
-MOST_STEPS = 400
-"""Steps of one interval above which a flow counts as too stiff for explicit steps."""
+MOST_STEPS, MOST_KINK_STEPS = 400, 50
+"""Steps of one interval above which a flow counts as too stiff for explicit steps, with a smooth f and without."""
+FINE = 50
+"""Steps of an interval in which jumps of a right-hand side are looked for."""
 JUMP = 0.95
 """Largest change of f in one step over that in two; about one half where f is smooth."""
 MOVED = 1e-2
@@ -103,7 +105,7 @@ class LyapunovSpectrum:
 def kaplan_yorke_dimension(exponents: Tensor) -> Tensor:
     """Kaplan-Yorke dimension ``(...)`` of spectra ``(..., D)`` in any order: j + (l_1 + ... + l_j) / |l_{j+1}|.
 
-    0 where all exponents are negative, D where no sum is.
+    0 where all exponents are negative, D where no sum is, NaN where an exponent is.
     """
     ordered = exponents.sort(-1, descending=True).values
     sums = ordered.cumsum(-1)
@@ -112,7 +114,7 @@ def kaplan_yorke_dimension(exponents: Tensor) -> Tensor:
     below = sums.gather(-1, (j - 1).clamp(min=0)[..., None])[..., 0]
     following = ordered.gather(-1, j.clamp(max=dimension - 1)[..., None])[..., 0]
     fraction = torch.where((j == 0) | (j == dimension), 0.0, below / following.abs())
-    return j + fraction
+    return (j + fraction).where(~exponents.isnan().any(-1), torch.nan)
 
 
 def lyapunov_spectrum(
@@ -153,12 +155,12 @@ def lyapunov_spectrum(
         raise InputError(f"initial: {int(finite.sum())} of {len(states)} states are finite, 2 are needed")
     interval, sound = flow.period / INTERVALS, states[finite]
     field = tangent_field(flow.right_hand_side, torch.zeros(len(sound), device=states.device), sound)
+    if field is not flow.right_hand_side:
+        _refuse_jumps(flow, field, sound, interval)
     if steps_per_period is None:
         steps = _steps(flow, field, sound, interval)
     else:
         steps = max(1, math.ceil(steps_per_period / INTERVALS))
-    if field is not flow.right_hand_side:
-        _refuse_jumps(flow, field, sound, interval, steps)
     return _average(flow, field, states, interval, steps, round(transient * INTERVALS), round(periods * INTERVALS))
 
 
@@ -188,14 +190,15 @@ def _steps(flow: Flow, field: Field, states: Tensor, interval: float) -> int:
     """Steps of an interval: the fewest of 1, 2, 3, 4, 6, 9, ... whose result half the step does not change.
 
     Raises:
-        InputError: more than ``MOST_STEPS`` would be needed.
+        InputError: too many would be needed.
     """
     dimension = states.shape[1]
     start = packed(states, _identity(states))
     scale = _spread(states)
-    mean = MEAN_STEP_ERROR if field is flow.right_hand_side else MEAN_KINK_ERROR
+    smooth = field is flow.right_hand_side
+    mean, most = (MEAN_STEP_ERROR, MOST_STEPS) if smooth else (MEAN_KINK_ERROR, MOST_KINK_STEPS)
     steps = 1
-    while 2 * steps <= MOST_STEPS:
+    while steps <= most:
         coarse, fine = (
             unpacked(TangentStepper(field, flow.autonomous, start, interval, count)(start, 0.0), dimension)
             for count in (steps, 2 * steps)
@@ -207,24 +210,24 @@ def _steps(flow: Flow, field: Field, states: Tensor, interval: float) -> int:
         if len(error) and error.median() <= STEP_ERROR and error.mean() <= mean:
             return steps
         steps = math.ceil(1.5 * steps)
-    raise InputError(f"flow: {flow.name} is too stiff for explicit steps of a {MOST_STEPS * INTERVALS}th of its period")
+    raise InputError(f"flow: {flow.name} is too stiff for explicit steps of a {most * INTERVALS}th of its period")
 
 
-def _refuse_jumps(flow: Flow, field: Field, states: Tensor, interval: float, steps: int) -> None:
-    """Look along half a period, more finely than the steps: where f jumps, it changes as much in one step as in two.
+def _refuse_jumps(flow: Flow, field: Field, states: Tensor, interval: float) -> None:
+    """Look along half a period in fine steps: where f jumps, it changes as much in one step as in two.
 
     Raises:
         InputError: the right-hand side jumps on one orbit in twenty or more.
     """
     rows = packed(states, torch.zeros_like(states[:, None]))
-    h = interval / (4 * steps)
+    h = interval / FINE
     advance = TangentStepper(field, flow.autonomous, rows, h, 1)
     slopes = []
-    for i in range(2 * INTERVALS * steps):
+    for i in range(INTERVALS // 2 * FINE):
         slopes.append(advance.slope(rows, i * h).real)
         rows = advance(rows, i * h)
     along = torch.stack(slopes)
-    along = along / along.flatten(0, 1).std(0)
+    along = along / along.flatten(0, 1).std(0).clamp(min=torch.finfo(along.dtype).tiny)
     once, twice = ((along[k:] - along[:-k]).norm(dim=-1).amax(0) for k in (1, 2))
     jumps = (once > JUMP * twice).double().mean()
     if bool(jumps >= 0.05):
@@ -239,13 +242,13 @@ def _average(
     failed = ~states.isfinite().all(1)
     sound = states[~failed]
     centre, scale = sound.mean(0), _spread(sound)
-    tangents = _identity(states)
+    tangents = identity = _identity(states)
     growth, divergence = torch.zeros_like(states), torch.zeros_like(states[:, 0])
     advance = TangentStepper(field, flow.autonomous, packed(states, tangents), interval, steps)
     for i in range(transient + counted):
         # What has failed rests at a sound state: arithmetic on numbers that are not finite is slow.
         states = torch.where(failed[:, None], sound[0], states)
-        tangents = torch.where(failed[:, None, None], torch.eye(dimension).to(tangents), tangents)
+        tangents = torch.where(failed[:, None, None], identity, tangents)
         rows, start = packed(states, tangents), i * interval
         if i >= transient:
             slope = unpacked(advance.slope(rows, start), dimension)[1]

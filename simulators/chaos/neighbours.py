@@ -16,8 +16,8 @@ from simulators.chaos.series_checks import Series, as_points, check_spacing, che
 
 LINEAR = 0.99
 """R^2 above which a stretch of the curve counts as straight."""
-SATURATED = 0.8
-"""Share of the way to its plateau up to which the curve is used."""
+SATURATED = 0.6
+"""Share of the way to its plateau up to which the curve is used; beyond it bends, which makes exponents too small."""
 BLOCKS = 40
 """Most blocks of reference points that are resampled."""
 _AT_ONCE = 1 << 22
@@ -30,7 +30,8 @@ class Divergence:
 
     Attributes:
         exponent: largest Lyapunov exponent, 1 / time units, with the bootstrap interval over blocks of reference
-            points for the window that was selected; what another window would give is not in it.
+            points, in each of which the window is selected anew. It covers what another stretch of the orbit would
+            give, not the bias of the method.
         times: ``(K + 1,)``, time since the two points were neighbours.
         curve: ``(K + 1,)``, mean logarithm of their distance.
         window: times between which the curve is straight.
@@ -56,8 +57,9 @@ def largest_exponent_of_series(
 ) -> Divergence:
     """Largest Lyapunov exponent from points ``(T, D)`` of a state space, such as a delay embedding.
 
-    The slope of the longest stretch of the curve with R^2 of at least 0.99, between the start and 80 % of the way to
-    the plateau; the straightest stretch where none is so straight. Within a few tenths of the truth for 50 periods.
+    The slope of the longest stretch of the curve with R^2 of at least 0.99, between the start and 60 % of the way to
+    the plateau; the straightest stretch where none is so straight. Exponents of flows come out too small in the mean:
+    by 5 to 17 % in 50 periods of the systems Lorenz, Chen, SprottB and 80 of Rossler.
 
     Args:
         points: in time order; ``(T,)`` stands for one coordinate.
@@ -90,7 +92,7 @@ def largest_exponent_of_series(
     drawn = torch.randint(blocks, (resamples, blocks), generator=generator).to(orbit.device)
     times = torch.nn.functional.one_hot(drawn, blocks).sum(1).to(means)
     again = (times @ (means * weights)[0]) / (times @ weights[0])
-    slopes = _line(again, begin.expand(resamples, 1), end.expand(resamples, 1))[0] / dt
+    slopes = straightest(again)[2] / dt
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=slopes.dtype, device=slopes.device)
     low, high = slopes.quantile(tails).tolist()
     return Divergence(

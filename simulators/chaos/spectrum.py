@@ -53,9 +53,13 @@ def peak_periods(points: Tensor, dt: float) -> tuple[Tensor, Tensor]:
     window = torch.hann_window(length, periodic=False, dtype=points.dtype, device=points.device)[:, None]
     fine = 4
     power = torch.fft.rfft(centred * window, n=fine * length, dim=1).abs().square()
-    power = power * torch.arange(power.shape[1], dtype=power.dtype, device=power.device)[:, None]
     power[:, : 2 * fine] = 0.0  # fewer than two periods in the series
-    at = power.argmax(1, keepdim=True).clamp(1, power.shape[1] - 2)
+    octaves = power * torch.arange(power.shape[1], dtype=power.dtype, device=power.device)[:, None]
+    at = octaves.argmax(1, keepdim=True)
+    # The factor chose the peak and draws its top towards high frequencies: the power alone says where that is.
+    near = at + torch.arange(-fine, fine + 1, device=points.device)[:, None]
+    near = near.clamp(1, power.shape[1] - 2)
+    at = near.gather(1, power.gather(1, near).argmax(1, keepdim=True))
     left, top, right = (power.gather(1, at + k).clamp(min=1e-300).log() for k in (-1, 0, 1))
     shift = (0.5 * (left - right) / (left - 2 * top + right)).nan_to_num(0.0).clamp(-0.5, 0.5)
     periods = (fine * length * dt / (at + shift))[:, 0]
@@ -93,11 +97,9 @@ def spectrum_distance(truth: Tensor, forecast: Tensor, segments: int = SEGMENTS)
         forecast: of the same shape and spacing.
         segments: of a series.
     """
-    scaled = []
-    for points in (truth, forecast):
-        power = power_spectrum(points, segments)
-        scaled.append(power / power.amax(-2, keepdim=True))
-    return (scaled[0] - scaled[1]).square().mean((-2, -1)).sqrt()
+    powers = (power_spectrum(points, segments) for points in (truth, forecast))
+    one, other = (power / power.amax(-2, keepdim=True) for power in powers)
+    return (one - other).square().mean((-2, -1)).sqrt()
 
 
 def hellinger_distance(truth: Tensor, forecast: Tensor, segments: int = SEGMENTS) -> Tensor:
@@ -108,11 +110,9 @@ def hellinger_distance(truth: Tensor, forecast: Tensor, segments: int = SEGMENTS
         forecast: of the same shape and spacing.
         segments: of a series.
     """
-    shares = []
-    for points in (truth, forecast):
-        power = power_spectrum(points, segments)
-        shares.append(power / power.sum(-2, keepdim=True))
-    overlap = (shares[0] * shares[1]).sqrt().sum(-2)
+    powers = (power_spectrum(points, segments) for points in (truth, forecast))
+    one, other = (power / power.sum(-2, keepdim=True) for power in powers)
+    overlap = (one * other).sqrt().sum(-2)
     return (1 - overlap).clamp(min=0).sqrt().mean(-1)
 
 

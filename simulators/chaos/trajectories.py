@@ -20,10 +20,13 @@ from simulators.chaos.steppers import Method
 
 ORBIT, ORBIT_POINTS_PER_PERIOD = 1000, 10
 """Points of the orbit from which initial states are taken."""
+LONGEST_ORBIT = 100_000
+"""Points up to which it is made longer, so that trajectories do not overlap: it is one row, and takes its time."""
 ORBIT_POINTS_PER_DELAY, SETTLING_DELAYS = 4, 20
 """Of a delay system: its points are the closer ones, and its orbit first forgets the constant history."""
-REST = 1e-4
-"""A trajectory that moves by less, of its size, has come to rest: a few systems are chaotic for a while only."""
+REST = 2e-3
+"""A trajectory that moves by less, of its size, comes to rest: a few systems are chaotic for a while only. The least
+that an orbit of the catalogue moves in a period is 5e-3 of its size (ExcitableCell)."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ def sample(
     """Trajectories from initial states on the attractor.
 
     The initial states are points of one orbit that starts at ``flow.initial``: 1000 of them, 10 in a period, or as many
-    more as keep the trajectories from overlapping, of which ``batch`` are taken at equal distances from a random one on
-    and in random order. Draw those that must not overlap together.
+    more as keep the trajectories from overlapping (up to 100,000, or ``batch``), of which ``batch`` are taken at equal
+    distances from a random one on and in random order. Draw those that must not overlap together.
     An ensemble of parameters has an orbit for every row. A delay system takes the delay before the point along; its
     points come 4 in a delay where that is closer, after 20 delays.
 
@@ -167,7 +170,7 @@ def sample(
     dt = sampling.spacing(flow)
     times = dt * torch.arange(sampling.burn_in + sampling.samples, dtype=torch.float64)
     kept, apart = slice(sampling.burn_in, None), _apart(flow)
-    count = max(ORBIT, math.ceil(batch * (float(times[-1]) / apart + 1)))
+    count = max(ORBIT, batch, min(LONGEST_ORBIT, math.ceil(batch * (float(times[-1]) / apart + 1))))
     points = _points(batch, count, generator)
     if isinstance(flow, DelayFlow):
         solution = _delayed(flow, points, count, times, device)
@@ -193,12 +196,13 @@ def sample(
 
 
 def _rest(states: Tensor, dt: float, period: float) -> Tensor:
-    """Which trajectories ``(B,)`` of a period or more move by less than 1e-4 of their size in the last period."""
+    """Which trajectories ``(B,)`` of a period or more move by less than 2e-3 of their size in the last period."""
     last = math.ceil(period / dt)
     if last >= states.shape[1]:
         return torch.zeros(len(states), dtype=torch.bool, device=states.device)
     end = states[:, -last:]
-    return (end.amax(1) - end.amin(1)).amax(1) < REST * end.abs().amax((1, 2))
+    # Of the whole trajectory's size, because what comes to rest at the origin has none in the end.
+    return (end.amax(1) - end.amin(1)).amax(1) < REST * states.abs().amax((1, 2))
 
 
 def _apart(flow: Flow | DelayFlow) -> float:

@@ -42,6 +42,7 @@ def rows(given, reference="nbeats"):
 
 def test_each_claim_has_a_statement_and_they_come_in_the_order_asked_for():
     assert set(STATEMENTS) == set(CLAIMS)
+    assert "as set in this study (V1 of" in decided(planted())["nbeats_beats_linear"].statement
     order = FAMILY[::-1]
     assert [c.id for c in decide(planted(), {}, order)] == list(order)
 
@@ -192,6 +193,18 @@ def test_forecasts_that_hold_to_their_end_are_censored_in_the_median():
     assert (row.mean, row.low, row.high) == pytest.approx((expected.mean, expected.low, expected.high))
     assert row.mean == np.inf
     assert found["a", "forecasts valid to their end"].mean == pytest.approx(60)
+
+
+def test_forecasts_of_one_system_do_not_narrow_the_interval_of_a_share():
+    once = rows(evidence({"a": np.array([[10], [400], [400], [10], [10]])}, [0.9] * 5))
+    often = rows(evidence({"a": np.repeat([[10], [400], [400], [10], [10]], 30, 1)}, [0.9] * 5))
+    name = "a", "forecasts valid to their end"
+    wilson = proportion_interval(2, 5)
+    for row in (once[name], often[name]):
+        assert (row.mean, row.low, row.high) == pytest.approx((40, 100 * wilson.low, 100 * wilson.high))
+        assert row.n == 5
+    none = rows(evidence({"a": np.full((20, 2), 10.0)}, [0.9] * 20))[name]
+    assert none.low == 0 < none.high == pytest.approx(100 * proportion_interval(0, 20).high)
 
 
 def test_rows_of_one_system_stand_without_interval_and_of_none_without_number():

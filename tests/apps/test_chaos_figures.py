@@ -59,6 +59,8 @@ def test_a_study_draws_each_figure_once_a_scenario_and_one_over_training_lengths
     for figure in found:
         drawn(figure.draw())
         assert "9 systems" in figure.caption or figure.name.endswith(("ranks", "traces", "attractors"))
+        if figure.name.endswith(("errors", "correlation")):
+            assert "those of the 9 systems that have a sample" in figure.caption
 
 
 def test_what_the_results_do_not_allow_is_not_drawn(tmp_path):

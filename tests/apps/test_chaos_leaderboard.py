@@ -8,14 +8,17 @@ import pytest
 
 import apps.cli
 from apps.chaos import figures
+from apps.chaos import leaderboard as module
 from apps.chaos.leaderboard import (
     by_system,
     leaderboard,
     pairwise,
     published_leaderboard,
+    published_task,
     stored_evidence,
     write_tables,
 )
+from apps.chaos.protocol import Protocol, Scenario
 from apps.chaos.study import ChaosStudy
 from core.errors import InputError
 from core.stats import average_ranks, holm
@@ -120,14 +123,27 @@ def test_the_published_results_stand_from_the_smallest_error_on():
 
 def test_tables_are_written_for_every_scenario_and_say_what_the_study_found(finished, tmp_path):
     written = write_tables(finished, tmp_path / "tables")
-    names = {f"{s}-{t}.csv" for s in ("whole", "half") for t in ("leaderboard", "pairwise", "systems", "published")}
+    names = {f"{s}-{t}.csv" for s in ("whole", "half") for t in ("leaderboard", "pairwise", "systems")}
     assert {path.name for path in written} == names
     whole = stored_evidence(finished)[0]
     table = pd.read_csv(tmp_path / "tables" / "whole-leaderboard.csv")
     assert table["method"].tolist() == leaderboard(whole)["method"].tolist()
     systems = pd.read_csv(tmp_path / "tables" / "whole-systems.csv", index_col="system")
     assert systems["linear"].to_numpy() == pytest.approx(whole.by_system("linear"))
-    published = pd.read_csv(tmp_path / "tables" / "whole-published.csv")
+
+
+def test_published_numbers_stand_beside_ours_only_where_the_task_is_theirs(finished, tmp_path, monkeypatch):
+    theirs, whole = Protocol(), Scenario(name="s")
+    assert published_task(theirs, whole)
+    assert published_task(theirs, Scenario(name="s", train_length=1000))
+    for other in ({"points": 30}, {"timescale": "lyapunov"}, {"short": 100}, {"context": 512}):
+        assert not published_task(theirs.model_copy(update=other), whole)
+    for other in ({"train_length": 100}, {"noise": 0.01}, {"observe": 1}, {"embedding": 2}):
+        assert not published_task(theirs, Scenario(name="s", **other))
+    monkeypatch.setattr(module, "published_task", lambda protocol, scenario: scenario.name == "whole")
+    write_tables(finished, tmp_path)
+    assert [path.name for path in tmp_path.glob("*-published.csv")] == ["whole-published.csv"]
+    published = pd.read_csv(tmp_path / "whole-published.csv")
     assert set(published["method"]) <= {"linear", "esn", "naive_mean"}
     assert {"ours", "published"} <= set(published)
 
@@ -137,7 +153,7 @@ def test_the_verb_ranks_a_study_and_without_one_shows_what_was_published(szilard
     assert (code, err) == (0, "")
     assert out.startswith("whole (V1 to V3: valid times, Lyapunov times)")
     assert "half" in out
-    assert out.splitlines()[-1] == str(tmp_path / "tables" / "half-published.csv")
+    assert out.splitlines()[-1] == str(tmp_path / "tables" / "half-systems.csv")
     best = leaderboard(stored_evidence(finished)[0])["method"][0]
     ranked = next(line for line in out.splitlines() if line.startswith(best))
     assert len(ranked.split()) == 9

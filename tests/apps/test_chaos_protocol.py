@@ -94,6 +94,15 @@ def test_noise_is_of_the_level_asked_for_and_touches_only_what_is_fitted():
     assert not torch.equal(other.train, noisy.train)
 
 
+def test_tuning_meets_noise_also_on_the_block_that_it_scores():
+    data = waves(tuning=3000)
+    protocol = PROTOCOL.model_copy(update={"context": 2000, "validation": 1000})
+    noisy, clean = (tuning_groups([data], Scenario(name="s", noise=level), protocol, 0)[0] for level in (0.1, 0.0))
+    for seen, true in ((noisy.train, clean.train), (noisy.truth, clean.truth)):
+        level = (seen - true).std(1) / clean.train.std(1)
+        assert level.flatten().tolist() == pytest.approx([0.1] * 2, rel=0.1)
+
+
 def test_only_the_first_channels_are_observed():
     (group,) = forecast_groups([ramps(channels=3)], Scenario(name="s", observe=1), PROTOCOL)
     assert (group.train.shape[2], group.truth.shape[2], group.scored) == (1, 1, 1)

@@ -5,7 +5,7 @@ import pytest
 
 from apps.chaos import recommend as module
 from apps.chaos.forecasters.linear import Linear
-from apps.chaos.recommend import Candidate, candidates, ranked, recommend
+from apps.chaos.recommendation import Candidate, candidates, ranked, recommend
 from apps.chaos.series import Series
 from core.errors import InputError, MissingExtra
 

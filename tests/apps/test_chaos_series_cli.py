@@ -110,7 +110,7 @@ def test_fresh_begins_anew(szilard, made, tmp_path):
 
 def test_forecast_chooses_the_method_itself(szilard, made, tmp_path, monkeypatch):
     few = [c for c in series_candidates() if c.name in ("naive_mean", "linear", "ngrc")]
-    monkeypatch.setattr("apps.chaos.recommend.candidates", lambda *_: few)
+    monkeypatch.setattr("apps.chaos.recommendation.candidates", lambda *_: few)
     code, text, err = szilard("forecast", made / "henon.csv", "--horizon", 10, "--out", tmp_path / "out")
     assert code == 0, err
     assert "1. ngrc" in text
@@ -119,7 +119,7 @@ def test_forecast_chooses_the_method_itself(szilard, made, tmp_path, monkeypatch
 
 
 def series_candidates():
-    from apps.chaos.recommend import candidates
+    from apps.chaos.recommendation import candidates
 
     return candidates(np.nan, 2)
 

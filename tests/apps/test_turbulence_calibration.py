@@ -22,8 +22,8 @@ from apps.turbulence.calibration import (
     kalman_update,
     print_calibration,
 )
-from core.checkpoint import Checkpoint
 from apps.turbulence.scenario import Discretisation, FieldFiles, Scenario
+from core.checkpoint import Checkpoint
 from core.errors import InputError, MissingExtra
 from core.study import Context
 from simulators.turbulence.closures import Backscatter, Leith

@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 from apps.turbulence import ensemble
-from core.checkpoint import Checkpoint
 from apps.turbulence.ensemble import NAMES, Sampling, simulate
+from core.checkpoint import Checkpoint
 from core.errors import InputError
 from simulators.turbulence.cases import case
 from simulators.turbulence.closures import Leith, NoClosure, Smagorinsky, Term, subgrid_term

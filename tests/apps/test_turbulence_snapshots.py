@@ -9,7 +9,6 @@ import xarray as xr
 from scipy.io import savemat
 
 from apps.turbulence import snapshots as module
-from core.checkpoint import Checkpoint
 from apps.turbulence.scenario import DirectSimulation, Discretisation, FieldFiles, FlowSettings, Scenario, Shipped
 from apps.turbulence.snapshots import (
     START_STD,
@@ -23,6 +22,7 @@ from apps.turbulence.snapshots import (
     truncated,
     write_snapshots,
 )
+from core.checkpoint import Checkpoint
 from core.errors import InputError
 from core.study import Context
 from simulators.turbulence.diagnostics import enstrophy_spectrum

@@ -12,7 +12,6 @@ import torch
 import xarray as xr
 
 from apps.turbulence import ensemble, figures
-from core.checkpoint import Checkpoint
 from apps.turbulence.claims import CLAIMS
 from apps.turbulence.learning import Agents, PPOSettings, StoredPolicy, Training, VRACERSettings, load_policy, train
 from apps.turbulence.metrics import chosen, spectrum_errors
@@ -22,6 +21,7 @@ from apps.turbulence.snapshots import given, numbered, truncated
 from apps.turbulence.study import Arm, TurbulenceStudy, evaluation_of
 from apps.turbulence.table import COLUMNS
 from core import files
+from core.checkpoint import Checkpoint
 from core.configs import configs
 from core.errors import InputError
 from core.rl import training as training_loop

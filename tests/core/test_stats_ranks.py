@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -23,15 +24,23 @@ def test_signed_rank_p_of_six_positive_differences_is_two_in_sixty_four():
     assert result.n == 6
 
 
+def test_the_p_of_ties_counts_all_choices_of_the_signs():
+    differences = np.array([1.0, 1.0, -1.0, 2.0, 2.0, 3.0, -3.0, 3.0, 3.0, 5.0])
+    ranks = reference.rankdata(np.abs(differences))
+    signs = np.array(list(product([0, 1], repeat=10)))
+    sums, middle = signs @ ranks, ranks.sum() / 2
+    share = (np.abs(sums - middle) >= abs(ranks[differences > 0].sum() - middle)).mean()
+    result = stats.signed_rank_test(differences, np.zeros(10))
+    assert (result.p, result.mode) == (pytest.approx(share), "exact")
+
+
 def test_signed_rank_agrees_with_scipy_in_both_modes():
     a, b = normal(40), normal(40, seed=1, loc=0.4)
     exact = stats.signed_rank_test(a, b)
     assert (exact.p, exact.mode) == (pytest.approx(reference.wilcoxon(a, b, method="exact").pvalue), "exact")
-    tied = np.round(a), np.round(b)
-    normal_ = stats.signed_rank_test(*tied)
-    assert normal_.p == pytest.approx(reference.wilcoxon(*tied, method="asymptotic").pvalue)
-    assert normal_.mode == "normal"
-    assert stats.signed_rank_test(normal(60), normal(60, seed=1)).mode == "normal"
+    tied = np.round(normal(90)), np.round(normal(90, seed=1, loc=0.4))
+    many = stats.signed_rank_test(*tied)
+    assert (many.p, many.mode) == (pytest.approx(reference.wilcoxon(*tied, method="asymptotic").pvalue), "normal")
 
 
 def test_pairs_without_difference_do_not_count_in_the_test():

@@ -106,6 +106,13 @@ def test_the_embedding_looks_back_in_equal_lags():
     torch.testing.assert_close(embedded[0, 0], torch.full((10,), 0.8, dtype=EXACT))
 
 
+def test_one_channel_is_the_present_itself():
+    flow = DelayFlow("scalar", 1, lambda t, x, past: -past, torch.ones(1, dtype=EXACT), 1.0, period=4.0)
+    times = torch.tensor([0.5, 1.0], dtype=EXACT)
+    found = integrate_delay(flow, flow.initial, 1.0).embedded(times, 1)
+    torch.testing.assert_close(found[0, :, 0], 1 - times)
+
+
 def test_a_row_that_explodes_fails_alone():
     flow = DelayFlow("growing", 3, lambda t, x, past: x * past, torch.ones(1, dtype=EXACT), 1.0, 1.0)
     start = torch.tensor([-1.0, 3.0, torch.nan], dtype=EXACT)

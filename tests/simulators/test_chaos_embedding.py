@@ -13,6 +13,8 @@ from simulators.chaos.embedding import (
     false_neighbours,
     mutual_information,
 )
+from simulators.chaos.flow import Flow
+from simulators.chaos.integrate import integrate
 from simulators.chaos.neighbours import divergence_curves, largest_exponent_of_series, nearest, straightest
 from simulators.chaos.spectrum import (
     dominant_period,
@@ -133,7 +135,7 @@ def test_a_straight_line_is_found_whole_and_exactly():
     k = torch.arange(101, dtype=torch.float64)
     curve = torch.minimum(0.25 * k - 3, torch.tensor(7.0).double())
     begin, end, slope, r_squared = (float(x) for x in straightest(curve[None]))
-    assert (begin, end) == (0, 32)
+    assert (begin, end) == (0, 24)
     assert slope == pytest.approx(0.25)
     assert r_squared == pytest.approx(1.0)
 
@@ -146,12 +148,34 @@ def test_blocks_make_up_the_whole_curve():
     assert torch.allclose((means * weights).sum(1) / weights.sum(1), whole[:, 0])
 
 
+def test_the_interval_of_an_exponent_is_as_wide_as_stretches_of_an_orbit_differ():
+    def lorenz(t, y):
+        u, v, w = y.unbind(1)
+        return torch.stack([10 * (v - u), u * (28 - w) - v, u * v - 8 / 3 * w], 1)
+
+    flow = Flow("lorenz", 3, lorenz, torch.tensor([-9.8, -15.0, 20.5]).double(), 0.75)
+    start = flow.initial + torch.randn(12, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states = integrate(flow, start, 0.015 * torch.arange(3000.0).double(), method="rk4", steps=2).states[:, 500:]
+    found = [largest_exponent_of_series(x, 0.015, theiler=50, resamples=200).exponent for x in states]
+    spread = torch.tensor([x.mean for x in found]).std()
+    half = torch.tensor([(x.high - x.low) / 2 for x in found]).mean()
+    assert 1.5 * spread < half < 4 * spread
+    assert sum(x.low <= 0.9056 <= x.high for x in found) >= 10
+
+
 @pytest.mark.parametrize("dt", [1.0, 0.05])
 def test_the_dominant_period_of_a_sinusoid(dt):
     series = sine(1000, 37.3) + 0.3 * noise(1000)
     assert dominant_period(series, dt) == pytest.approx(37.3 * dt, rel=0.01)
     both = torch.stack([series, 100 + 5 * series], 1)
     assert dominant_period(both, dt) == pytest.approx(37.3 * dt, rel=0.01)
+
+
+@pytest.mark.parametrize(("samples", "period"), [(200, 40), (120, 30), (200, 66), (48, 12)])
+def test_the_period_of_few_turns_is_not_too_short(samples, period):
+    for phase in range(6):
+        wave = torch.sin(2 * math.pi * torch.arange(samples, dtype=torch.float64) / period + phase)
+        assert dominant_period(wave, 1.0) == pytest.approx(period, rel=2e-3)
 
 
 def test_noise_has_no_period():

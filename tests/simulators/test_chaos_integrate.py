@@ -179,6 +179,34 @@ def test_a_row_that_explodes_is_kept_until_then(options):
     assert bool(found.states[[0, 2]].isfinite().all())
 
 
+@pytest.mark.parametrize("options", [{"engine": "torch"}, {"engine": "odeint"}])
+def test_a_row_that_blows_up_below_the_resolution_of_time_ends_soon(options):
+    def rhs(t, y):
+        nonlocal calls
+        calls += 1
+        return y**3 + 1e4
+
+    calls = 0
+    flow = Flow("cubic", 1, rhs, torch.ones(1, dtype=EXACT), 1.0)
+    found = integrate(flow, torch.ones(2, 1, dtype=EXACT), torch.linspace(0, 1, 1001, dtype=EXACT), **options)
+    assert found.failed.all()
+    # y reaches infinity at 0.0025, between the third and the fourth output time.
+    assert found.states[:, :3].isfinite().all()
+    assert found.states[:, 3:].isnan().all()
+    torch.testing.assert_close(found.states[0, 1], found.states[1, 1])
+    assert found.evaluations <= calls < 20_000
+
+
+def test_rows_that_escape_in_lsoda_keep_every_sample_before():
+    times = torch.linspace(0, 2, 400, dtype=EXACT)
+    found = integrate(EXPLOSION, torch.ones(1, 1, dtype=EXACT), times, engine="odeint", rtol=1e-8)
+    before = times < 1 - 1e-2
+    expected = 1 / (1 - times[before])
+    torch.testing.assert_close(found.states[0, before, 0], expected, rtol=1e-4, atol=0)
+    assert bool(found.failed)
+    assert found.evaluations < 10_000
+
+
 def test_a_stiff_row_goes_through_lsoda_with_a_warning(monkeypatch):
     monkeypatch.setattr(explicit, "FEWEST_ATTEMPTS", 300)
     monkeypatch.setattr(explicit, "ATTEMPTS_PER_SAMPLE", 1)

@@ -161,6 +161,17 @@ def test_the_table_agrees_with_the_literature_where_dysts_does_not():
     assert exponent("Rossler", "stored") / exponent("Rossler") == pytest.approx(2.1, abs=0.2)
 
 
+def test_the_table_agrees_with_sprott():
+    # Sprott (1994), Physical Review E 50, R647, table I: the dissipative flows, to three decimals.
+    published = {"B": 0.210, "C": 0.163, "D": 0.103, "E": 0.078, "F": 0.117, "G": 0.034, "H": 0.117, "I": 0.012}
+    published |= {"J": 0.076, "K": 0.038, "L": 0.061, "M": 0.044, "N": 0.076, "O": 0.049, "P": 0.087, "Q": 0.109}
+    published |= {"R": 0.062, "S": 0.188}
+    for letter, value in published.items():
+        found = estimated(f"Sprott{letter}")
+        assert found is not None
+        assert abs(found.values[0] - value) < 3 * found.standard_errors[0] + 1e-3, letter
+
+
 def test_exponents_that_we_lack_are_refused():
     assert estimated("MackeyGlass") is None
     with pytest.raises(InputError, match="MackeyGlass"):

@@ -163,6 +163,7 @@ def test_the_kaplan_yorke_dimension_by_hand():
     expected = torch.tensor([2 + 0.9056 / 14.572, 0.0, 3.0, 1.5])
     assert torch.allclose(kaplan_yorke_dimension(spectra), expected)
     assert torch.allclose(kaplan_yorke_dimension(spectra.flip(1)), expected)
+    assert kaplan_yorke_dimension(torch.tensor([0.9, torch.nan, -14.0])).isnan()
 
 
 def test_stiff_and_jumping_flows_are_refused():

@@ -1,11 +1,13 @@
 """Spacing, initial states, determinism, mapped and delayed channels, ensembles, noise, data sets, refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from core.errors import InputError
+from simulators.chaos import trajectories
 from simulators.chaos.flow import DelayFlow, Flow
 from simulators.chaos.integrate import integrate
 from simulators.chaos.trajectories import Sampling, sample, with_noise
@@ -143,6 +145,29 @@ def test_an_orbit_that_escapes_is_refused():
     flow = Flow("explosion", 1, lambda t, y: y**2, torch.ones(1, dtype=EXACT), 0.05)
     with pytest.raises(InputError, match="explosion: the orbit from its initial state escapes"):
         sample(flow, 3, generator())
+
+
+def test_what_comes_to_rest_at_the_origin_is_warned_about():
+    def inwards(t, y):
+        return torch.stack([y[:, 1] - 0.1 * y[:, 0], -y[:, 0] - 0.1 * y[:, 1]], 1)
+
+    spiral = replace(circle(), right_hand_side=inwards)
+    with pytest.warns(UserWarning, match="2 of 2 trajectories come to rest"):
+        sample(spiral, 2, generator(), Sampling(samples=1500, burn_in=0, atol=1e-60))
+
+
+def test_the_orbit_of_a_large_batch_does_not_grow_without_bound(monkeypatch):
+    monkeypatch.setattr(trajectories, "LONGEST_ORBIT", 2000)
+    asked = []
+
+    def seen(flow, initial, times, **options):
+        asked.append(len(times))
+        return integrate(flow, initial, times, **options)
+
+    monkeypatch.setattr(trajectories, "integrate", seen)
+    found = sample(circle(), 80, generator(), Sampling(samples=400, burn_in=0, rtol=1e-4, atol=1e-4))
+    assert asked[0] <= 2000
+    assert len(found.states[:, 0].unique(dim=0)) == 80
 
 
 def test_trajectories_that_come_to_rest_are_warned_about():

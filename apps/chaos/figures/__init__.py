@@ -13,7 +13,6 @@ from apps.chaos.evidence import Evidence
 from core.study import Figure
 
 if TYPE_CHECKING:
-    from apps.chaos.protocol import Scenario
     from apps.chaos.study import ChaosStudy
 
 
@@ -21,18 +20,17 @@ def of_study(collected: Sequence[Evidence], series: Sequence[xr.Dataset], study:
     """All figures that the results allow."""
     found = [figure for evidence in collected for figure in _of_scenario(evidence, series, study)]
     scenarios = dict(zip((e.name for e in collected), study.scenarios, strict=True))
-    plain = [e for e in collected if _plain(scenarios[e.name])]
+    plain = [e for e in collected if scenarios[e.name].plain]
     lengths = [scenarios[e.name].train_length or study.protocol.context for e in plain]
     if len(set(lengths)) > 1 and _chaotic(plain[0]) > 1 and all(e.methods for e in plain):
         from apps.chaos.figures.valid_times import training_length
 
-        caption = f"Valid time against training length; bands: 95 % intervals of the median over {_systems(plain[0])}."
+        caption = (
+            f"Valid time against training length; bands: 95 % intervals of the median over {_systems(plain[0])}. "
+            "Hyper-parameters are those of the whole context, unless a scenario tunes again."
+        )
         found.append(Figure("training-length", caption, partial(training_length, plain, lengths)))
     return found
-
-
-def _plain(scenario: Scenario) -> bool:
-    return (scenario.noise, scenario.observe, scenario.embedding) == (0.0, None, 1)
 
 
 def _chaotic(evidence: Evidence) -> int:
@@ -64,12 +62,16 @@ def _of_scenario(evidence: Evidence, series: Sequence[xr.Dataset], study: ChaosS
         ),
         (
             "errors",
-            f"Error against horizon; means over {n}, bands: standard errors.",
+            f"Error against horizon; means and standard errors (bands) over those of the {n} that have a sample there: "
+            "the fastest are missing at the shortest horizons, the slowest at the longest.",
             partial(errors.error_curves, evidence),
         ),
     ]
     if known >= errors.FEWEST:
-        text = f"Does chaos make forecasting hard? Correlation over {n}; band: 95 % interval of the first method."
+        text = (
+            f"Does chaos make forecasting hard? Correlation over those of the {n} that have a sample at the horizon; "
+            "band: 95 % interval of the first method, at each horizon by itself."
+        )
         drawings.append(("correlation", text, partial(errors.correlation_curves, evidence)))
     if len(evidence.methods) > 1:
         text = (

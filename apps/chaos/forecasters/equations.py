@@ -69,18 +69,26 @@ def known_equations(kind: str, train: Tensor, fitting: Fitting, parameter_error:
 
 
 def _checked(kind: str, flow: Flow | DelayFlow, channels: int, observed: tuple[int, ...] | None) -> Flow:
+    if (reason := hidden_state(flow, channels, observed)) is not None:
+        raise InputError(f"{kind}: {reason}")
+    assert isinstance(flow, Flow)
+    return flow
+
+
+def hidden_state(flow: Flow | DelayFlow, channels: int, observed: tuple[int, ...] | None = None) -> str | None:
+    """Why a sample of ``channels`` values is not the state of the equations; None where it is."""
     if isinstance(flow, DelayFlow):
-        raise InputError(f"{kind}: {flow.name} is a delay system; allowed are ordinary differential equations")
+        return f"{flow.name} is a delay system; allowed are ordinary differential equations"
     if flow.coordinates is not None:
-        raise InputError(f"{kind}: the series of {flow.name} show a map of its state; allowed are states themselves")
+        return f"the series of {flow.name} show a map of its state; allowed are states themselves"
     if channels != flow.dimension or (observed is not None and observed != tuple(range(flow.dimension))):
         shown = channels if observed is None else list(observed)
-        raise InputError(f"{kind}: the series show {shown} of {flow.dimension} channels of {flow.name}; needs all")
+        return f"the series show {shown} of {flow.dimension} channels of {flow.name}; needs all"
     if not flow.autonomous:
-        raise InputError(f"{kind}: {flow.name} depends on time, and a series does not tell it; allowed is autonomous")
+        return f"{flow.name} depends on time, and a series does not tell it; allowed is autonomous"
     if flow.rows is not None:
-        raise InputError(f"{kind}: {flow.name} has parameters of {flow.rows} rows; allowed is one system a series")
-    return flow
+        return f"{flow.name} has parameters of {flow.rows} rows; allowed is one system a series"
+    return None
 
 
 def imperfect(flow: Flow, error: float, seed: int) -> Flow:
