@@ -222,7 +222,8 @@ def _about_systems(systems: xr.Dataset) -> list[str]:
     without = systems["system"].values[~np.isfinite(systems["lyapunov"].values)]
     if len(without):
         notes.append(
-            f"Not chaotic (the catalogue states at most 0.01, or ours is within three errors of zero) and left out of all Lyapunov times: {', '.join(without)}."
+            "Not chaotic (the catalogue states at most 0.01, or ours is within three errors of zero) and left out of "
+            f"all Lyapunov times: {', '.join(without)}."
         )
     stored = systems["system"].values[systems["lyapunov_source"].values == "stored"]
     if 0 < len(stored) < systems.sizes["system"]:

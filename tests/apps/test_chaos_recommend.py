@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from apps.chaos import recommend as module
+from apps.chaos import recommendation as module
 from apps.chaos.forecasters.linear import Linear
 from apps.chaos.recommendation import Candidate, candidates, ranked, recommend
 from apps.chaos.series import Series
