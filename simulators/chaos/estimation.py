@@ -25,7 +25,7 @@ from simulators.chaos.flow import DelayFlow, Flow
 from simulators.chaos.integrate import integrate
 from simulators.chaos.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 
-SLOW = frozenset({"InteriorSquirmer", "MultiChua"})
+SLOW = frozenset({"BelousovZhabotinsky", "InteriorSquirmer", "MultiChua"})
 """Systems that take more than ten minutes of a CPU core, estimated only where they are named."""
 SEPARATED = 32
 """Trajectories of a conservative flow, which have to be pieces of one orbit: another orbit has other exponents."""
