@@ -26,7 +26,7 @@ from simulators.chaos.integrate import integrate
 from simulators.chaos.lyapunov import LyapunovSpectrum, lyapunov_spectrum
 
 SLOW = frozenset({"BelousovZhabotinsky", "InteriorSquirmer", "MultiChua"})
-"""Systems that take more than ten minutes of a CPU core, estimated only where they are named."""
+"""Systems that were not done after some minutes of a CPU core, estimated only where they are named."""
 SEPARATED = 32
 """Trajectories of a conservative flow, which have to be pieces of one orbit: another orbit has other exponents."""
 DISAGREEMENT = 0.02
@@ -142,7 +142,7 @@ def main() -> None:
             continue
         began = time.perf_counter()
         if name in SLOW and name not in chosen.systems:
-            entries[name] = Estimated(name, reason="flow: its spectrum takes more than ten minutes of a CPU core")
+            entries[name] = Estimated(name, reason="flow: not estimated, its spectrum takes minutes of a CPU core")
         else:
             entries[name] = estimate(name, chosen.trajectories, chosen.periods)
         write(chosen.table, written(entries))

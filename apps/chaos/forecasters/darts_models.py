@@ -13,7 +13,6 @@ from torch import Tensor
 
 from apps.chaos.forecasters.forecaster import Fitted, Fitting, Forecaster
 from apps.chaos.forecasters.quiet import quiet
-from core.checkpoint import Checkpoint
 from core.errors import InputError, MissingExtra, require
 from core.torchvision_guard import shield
 
@@ -110,8 +109,7 @@ class Darts(Forecaster):
         seed = fitting.seeds[number]
         if self.model in REGRESSIONS:
             return self._build(seed, device, self.epochs).fit(series)
-        folder = fitting.checkpoint
-        checkpoint = Checkpoint(None if folder is None else folder / f"darts_{number}.safetensors")
+        checkpoint = fitting.keep(f"darts_{number}")
         if (kept := checkpoint.load()) is not None:
             # darts makes the network when it sees the series: here for no epoch.
             model = self._build(seed, device, 0).fit(series, verbose=False)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from apps.chaos.forecasters.forecaster import Ensemble, Fitting, Forecaster
-from core.checkpoint import Checkpoint
 from core.diffusion.schedule import DiscreteSchedule
 from core.errors import require
 from core.nn.adam import minimise
@@ -111,13 +110,12 @@ class Diffusion(Forecaster):
             found = network(signal * patches + amount * noise, tau.to(series), condition[..., chosen])
             return (found - (signal * noise - amount * patches)).square().mean((1, 2)).sum()
 
-        place = None if fitting.checkpoint is None else fitting.checkpoint / f"{self.kind}-{self.hash}.safetensors"
         minimise(
             dict(network.named_parameters()),
             loss,
             self.iterations,
             learning_rate=self.learning_rate,
-            checkpoint=Checkpoint(place),
+            checkpoint=fitting.keep(f"{self.kind}-{self.hash}"),
             progress=fitting.progress,
         )
         return DiffusionFitted(self, network.requires_grad_(False), series[:, -self.context :], fitting.seeds)

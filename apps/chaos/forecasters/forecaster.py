@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from core.checkpoint import EVERY_SECONDS, Checkpoint
 from core.errors import InputError, require
 from core.study import Config
 from simulators.chaos.flow import DelayFlow, Flow
@@ -42,6 +43,11 @@ class Fitting:
     scale: Tensor | None = None
     checkpoint: Path | None = None
     progress: Callable[[float, str], None] | None = None
+
+    def keep(self, name: str, every_seconds: float = EVERY_SECONDS) -> Checkpoint:
+        """The file of that name in the folder of checkpoints; one that keeps nothing if there is no folder."""
+        place = None if self.checkpoint is None else self.checkpoint / f"{name}.safetensors"
+        return Checkpoint(place, every_seconds)
 
 
 class Fitted(ABC):

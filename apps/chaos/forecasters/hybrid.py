@@ -14,7 +14,6 @@ from apps.chaos.forecasters.delay_regression import monomials
 from apps.chaos.forecasters.equations import Equations, known_equations
 from apps.chaos.forecasters.forecaster import Fitted, Fitting, Forecaster
 from apps.chaos.forecasters.ridge import ridge
-from core.checkpoint import Checkpoint
 from core.nn.adam import minimise
 from core.nn.grouped import GroupedLinear, Initial
 
@@ -80,14 +79,13 @@ class Hybrid(Forecaster):
         sizes = (states.shape[2], self.hidden, self.hidden, targets.shape[2])
         layers = [GroupedLinear(initial, i, o) for i, o in pairwise(sizes)]
         network = nn.Sequential(layers[0], nn.Tanh(), layers[1], nn.Tanh(), layers[2]).to(states.device)
-        place = None if fitting.checkpoint is None else fitting.checkpoint / f"{self.kind}-{self.hash}.safetensors"
         inputs, outputs = states.mT.contiguous(), targets.mT.contiguous()
         minimise(
             dict(network.named_parameters()),
             lambda step: (network(inputs) - outputs).square().mean((1, 2)).sum(),
             self.iterations,
             learning_rate=self.learning_rate,
-            checkpoint=Checkpoint(place),
+            checkpoint=fitting.keep(f"{self.kind}-{self.hash}"),
             progress=fitting.progress,
         )
         network.requires_grad_(False)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from apps.chaos.forecasters.forecaster import Fitted, Fitting, Forecaster
-from core.checkpoint import Checkpoint
 from core.nn.adam import minimise
 from core.nn.grouped import GroupedLinear, Initial
 from core.seeds import stream
@@ -75,13 +74,12 @@ class Node(Forecaster):
             # The first sample of a segment counts in the mean, though its error is 0.
             return (rolled - segments[1:]).square().mean((2, 3)).sum() / self.segment
 
-        place = None if fitting.checkpoint is None else fitting.checkpoint / f"{self.kind}-{self.hash}.safetensors"
         minimise(
             dict(network.named_parameters()),
             loss,
             self.iterations,
             learning_rate=self.learning_rate,
-            checkpoint=Checkpoint(place),
+            checkpoint=fitting.keep(f"{self.kind}-{self.hash}"),
             progress=fitting.progress,
         )
         return NodeFitted(self, network.requires_grad_(False), series)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from apps.chaos.forecasters.forecaster import Fitted, Fitting, Forecaster
 from apps.chaos.forecasters.forest import Forest, Trees, flatten
-from core.checkpoint import Checkpoint
 from core.errors import require
 
 
@@ -46,8 +45,7 @@ class TreeForecaster(Forecaster):
         self.check(train.shape[1])
         models: list[Trees | None] = []
         for number, series in enumerate(train.cpu().double()):
-            folder = fitting.checkpoint
-            checkpoint = Checkpoint(None if folder is None else folder / f"{self.kind}_{number}.safetensors")
+            checkpoint = fitting.keep(f"{self.kind}_{number}")
             trees: Trees | None = checkpoint.load()
             if trees is None and series.isfinite().all():
                 lagged = series.unfold(0, self.lags, 1)[:-1].mT.flatten(1)

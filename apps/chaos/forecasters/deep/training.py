@@ -149,13 +149,10 @@ class DeepForecaster(Forecaster):
 
         return loss
 
-    def _checkpoint(self, fitting: Fitting, network: Network) -> Checkpoint | None:
-        if fitting.checkpoint is None:
-            return None
+    def _checkpoint(self, fitting: Fitting, network: Network) -> Checkpoint:
         held = sum(x.nbytes for x in network.parameters())
         # Large networks are kept less often, so that the time goes into training rather than into writing.
-        pause = max(EVERY_SECONDS, held / KEPT_PER_SECOND)
-        return Checkpoint(fitting.checkpoint / f"{self.kind}-{self.hash}.safetensors", pause)
+        return fitting.keep(f"{self.kind}-{self.hash}", max(EVERY_SECONDS, held / KEPT_PER_SECOND))
 
 
 @dataclass
