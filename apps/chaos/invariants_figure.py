@@ -51,7 +51,9 @@ def _portrait(axes: Axes, found: Measures) -> None:
     name, x = series.channels[0], series.values[:, 0]
     lag = found.delay or 1
     x = x[-POINTS - lag :]
-    axes.plot(x[:-lag], x[lag:], color=OBSERVED, lw=0.5, marker=".", ms=1.5, alpha=0.7)
+    # Lines between the points of a map or of noise would hide them.
+    smooth = np.median(np.abs(np.diff(x))) < 0.5 * x.std()
+    axes.plot(x[:-lag], x[lag:], color=OBSERVED, lw=0.5 if smooth else 0, marker=".", ms=1.5, alpha=0.7)
     shift = f"{lag * series.dt:.3g} {_time(found)}" if series.time_unit != "samples" else f"{lag} samples"
     axes.set(xlabel=label(f"{name}(t)", series.units[0]), ylabel=label(f"{name}(t + {shift})", series.units[0]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ FEWEST = 12
 """Samples that a series needs at least."""
 LARGEST = 1e100
 """Of a value, in the unit of its channel: squares must be finite."""
+SMALLEST = 1e-100
+"""From the least to the greatest value of a channel, in its unit: squares must not vanish."""
 _SUFFIXES = (*series_tables.TEXT, *series_tables.PARQUET, *series_arrays.NETCDF, series_arrays.ZARR)
 
 
@@ -62,7 +65,7 @@ class Series:
 
 
 def read_series(
-    path: Path,
+    path: Path | str,
     *,
     time: str | None = None,
     channels: Sequence[str] = (),
@@ -92,6 +95,7 @@ def read_series(
         InputError: no such file or channel, or a value, a time or a length that is not allowed, with its place.
         MissingExtra: a package for the format is not installed.
     """
+    path = Path(path)
     try:
         table = _table(path, time, channels, select or {})
     except OSError as error:
@@ -146,7 +150,10 @@ def _numbers(table: Table, name: str) -> Numbers:
         found = series_tables.numeric(column)
         for i in map(int, np.flatnonzero(np.isnan(found))):
             if not series_tables.is_blank(column[i]):
-                raise InputError(f"{table.place(i, name)}: {short(column[i])}: must be a number")
+                hint = (
+                    " with a decimal point" if re.fullmatch(r"\s*[-+]?\d*,\d+(e[-+]?\d+)?\s*", column[i], re.I) else ""
+                )
+                raise InputError(f"{table.place(i, name)}: {short(column[i])}: must be a number{hint}")
         return found
     if column.dtype.kind not in "iuf":
         kind = {"O": "text or objects", "c": "complex numbers", "b": "truth values", "M": "dates"}
@@ -173,14 +180,15 @@ def _without_gaps(
     if drop or whole.all():
         return longest if drop else slice(0, len(values))
     i = int(np.flatnonzero(~whole)[0])
-    offer = f"--drop-gaps keeps the longest part without gaps, {longest.stop - longest.start} of {len(values)} rows"
+    count = longest.stop - longest.start
+    offer = f"; --drop-gaps keeps the longest part without gaps, {count} of {len(values)} rows" if count else ""
     if finite[i].all():
-        raise InputError(f"{table.place(i, str(table.time))}: no time: {offer}")
+        raise InputError(f"{table.place(i, str(table.time))}: no time{offer}")
     channel = int(np.flatnonzero(~finite[i])[0])
     value = values[i, channel]
     said = "blank or NaN" if np.isnan(value) else f"{value:g}"
     allowed = f"must be a finite number of at most {LARGEST:g} in size"
-    raise InputError(f"{table.place(i, names[channel])}: {said}: {allowed}; {offer}")
+    raise InputError(f"{table.place(i, names[channel])}: {said}: {allowed}{offer}")
 
 
 def _check_channels(path: Path, names: list[str], values: Numbers) -> None:
@@ -188,6 +196,11 @@ def _check_channels(path: Path, names: list[str], values: Numbers) -> None:
         if np.ptp(column) <= 1e-12 * np.abs(column).max():
             raise InputError(
                 f"{path}: column {name}: constant, {column[0]:g}: must vary; choose the others with --channel"
+            )
+        if np.ptp(column) < SMALLEST:
+            raise InputError(
+                f"{path}: column {name}: varies by {np.ptp(column):.3g}: must vary by at least {SMALLEST:g}; use a"
+                " larger unit of numbers"
             )
 
 

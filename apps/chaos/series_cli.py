@@ -220,6 +220,9 @@ def _split(series: Series, holdout: int) -> tuple[Series, Any]:
 def _print_ranking(ranking: Recommendation) -> None:
     print_rows(ranking.rows(), ("valid time", "nrmse", "sMAPE", "fit"))
     console = Console(highlight=False)
+    console.print(
+        "first those not shown to be valid for less time than the longest, by nrmse; then by valid time", style="dim"
+    )
     for name, reason in ranking.skipped.items():
         console.print(f"skipped {escape(name)}: {escape(reason)}", style="dim")
 

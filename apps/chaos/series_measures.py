@@ -21,6 +21,9 @@ from simulators.chaos.neighbours import Divergence, largest_exponent_of_series
 from simulators.chaos.spectrum import power_spectrum
 
 T = TypeVar("T")
+UNEVEN = 0.25
+"""Of a dimension: how far its slopes half a decade to either side may lie apart where there is a plateau."""
+_HALF_DECADE = 3.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +112,7 @@ def measures(series: Series) -> Measures:
     if points is not None:
         theiler = theiler_window(series, scales.period, len(points))
         dimension = _tried("dimension", lambda: correlation_dimension(points, theiler=theiler), notes)
+        notes += [] if dimension is None else _doubts(dimension, len(points))
         divergence = _tried("exponent", lambda: largest_exponent_of_series(points, series.dt, theiler=theiler), [])
     scaled = (series.values - series.values.mean(0)) / series.values.std(0)
     segments = min(8, max(1, len(series) // 64))
@@ -116,6 +120,20 @@ def measures(series: Series) -> Measures:
     power = np.empty((0, scaled.shape[1])) if spectrum is None else spectrum
     frequency = np.linspace(0, 0.5 / series.dt, len(power))
     return Measures(series, scales, delay, embedding, divergence, dimension, frequency, power, tuple(notes))
+
+
+def _doubts(found: CorrelationDimension, samples: int) -> list[str]:
+    """Why a slope may be no dimension: more than samples can show (Eckmann and Ruelle 1992), or no plateau."""
+    value, most = found.dimension.mean, 2 * math.log10(samples)
+    if value > most:
+        return [f"the dimension is doubtful: above {most:.1f}, the most that {samples:,} samples can show (noise?)"]
+    low = found.windows[:, 0].numpy()
+    near = (low > found.window[0] / _HALF_DECADE) & (low < found.window[0] * _HALF_DECADE)
+    slopes = found.slopes.numpy()[near]
+    if np.isnan(slopes).any() or np.ptp(slopes) > UNEVEN * value:
+        shown = f"{np.nanmin(slopes):.2f} to {np.nanmax(slopes):.2f}"
+        return [f"the dimension is doubtful: no plateau, slopes of the correlation sum go from {shown}"]
+    return []
 
 
 def _tried(what: str, measure: Callable[[], T], notes: list[str]) -> T | None:

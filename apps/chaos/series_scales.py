@@ -21,6 +21,8 @@ REGULAR = 0.05
 """Exponent times period below which a series does not count as chaotic; in the catalogue 95 % of systems have 0.15."""
 DOUBTFUL = 0.9
 """R^2 below which neighbours do not drift apart exponentially."""
+PARTED = 0.5
+"""Growth of the log distance of neighbours along the straight stretch below which its slope tells little."""
 LATEST = 5000
 """Samples that an estimate of the exponent uses at most; its work grows with their square."""
 
@@ -88,7 +90,11 @@ def scales_of(series: Series, lyapunov: float | None, *, exponent: bool = True) 
         shown = f"{value.mean:.3g} [{value.low:.3g}, {value.high:.3g}] per {series.time_unit or 'unit of time'}"
         said.append(f"not chaotic: the largest Lyapunov exponent is about zero, {shown}; lead times are in periods")
         return Scales(period, series.dt, value, "estimated", False, tuple(said))
-    if found.r_squared < DOUBTFUL:
+    grown = value.mean * (found.window[1] - found.window[0])
+    if grown < PARTED:
+        why = f"neighbours drift apart by a factor of {math.exp(grown):.2f} only (regular motion, noise or few samples)"
+        said.append(f"the Lyapunov exponent is doubtful: {why}")
+    elif found.r_squared < DOUBTFUL:
         why = f"neighbours do not drift apart exponentially (R^2 {found.r_squared:.2f})"
         said.append(f"the Lyapunov exponent is doubtful: {why}")
     return Scales(period, series.dt, value, "estimated", True, tuple(said))

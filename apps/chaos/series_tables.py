@@ -237,6 +237,9 @@ def _selected(table: Table, select: Mapping[str, str]) -> Table:
 def _with_time(table: Table, time: str | None) -> Table:
     """With the column of times: the one that is asked for, or named so, or a first one of dates or that increases."""
     names = list(table.columns)
+    if time not in names and len(names) > 1 and _counts_rows(names[0], table.columns[names[0]]):
+        table = replace(table, columns={name: table.columns[name] for name in names[1:]})
+        names = names[1:]
     if time == "none":
         return table
     if time is not None:
@@ -254,10 +257,16 @@ def _with_time(table: Table, time: str | None) -> Table:
         return replace(table, time=names[0])
     # Of chaotic channels none increases from the first row to the last.
     if len(names) > 1 and increasing.dtype.kind in "iuf" and len(first) > 2 and (np.diff(increasing) > 0).all():
-        if names[0] in ("", "Unnamed: 0", "index") and (np.diff(increasing) == 1).all():
-            return replace(table, columns={name: table.columns[name] for name in names[1:]})
         return replace(table, time=names[0])
     return table
+
+
+def _counts_rows(name: str, column: Column) -> bool:
+    """Whether a column is the index that pandas writes unless it is told not to."""
+    if name not in ("", "Unnamed: 0", "index"):
+        return False
+    counted = numeric(column) if column.dtype == object else column
+    return counted.dtype.kind in "iuf" and bool((np.diff(counted) == 1).all())
 
 
 def _chosen(table: Table, channels: Sequence[str]) -> Table:

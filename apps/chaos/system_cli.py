@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from apps.chaos.series_options import (
     SelectOption,
     TimeOption,
     read_given,
+    warn,
 )
 from apps.chaos.series_writing import check_writable, write_series
 from core.errors import InputError
@@ -75,7 +77,7 @@ def simulate(
     import torch
 
     from core.seeds import stream
-    from simulators.chaos import Sampling, load, sample, with_noise
+    from simulators.chaos import DelayFlow, Sampling, load, sample, with_noise
 
     values = {"samples": samples, "points": points, "trajectories": trajectories, "noise": noise}
     chosen = from_options(Simulation, values, "simulate", overrides or ())
@@ -97,7 +99,9 @@ def simulate(
     with console.status(f"integrating {name}"):
         generator = torch.Generator().manual_seed(stream(seed, "initial states"))
         target = resolve_device(device, torch.cuda.is_available())
-        found = sample(flow, chosen.trajectories, generator, sampling, device=target)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            found = sample(flow, chosen.trajectories, generator, sampling, device=target)
     if chosen.noise:
         generator = torch.Generator().manual_seed(stream(seed, "noise"))
         found = replace(found, states=with_noise(found.states.cpu(), chosen.noise, generator))
@@ -109,7 +113,9 @@ def simulate(
     failed = int(found.failed.sum())
     shape = f"{chosen.trajectories} x {chosen.samples} samples of {', '.join(wanted)}"
     print(f"{name}: {shape}; dt {found.dt:.6g}, period {flow.period:.6g} time units")
-    print(f"integrated by {found.engine} with relative and absolute tolerance {chosen.tolerance:g}")
+    accuracy = "" if isinstance(flow, DelayFlow) else f" with relative and absolute tolerance {chosen.tolerance:g}"
+    print(f"integrated by {found.engine}{accuracy}")
+    warn([str(w.message) for w in told if issubclass(w.category, UserWarning)])
     if failed:
         print(f"{failed} of {chosen.trajectories} trajectories left the attractor or failed: NaN from there on")
     print(out)

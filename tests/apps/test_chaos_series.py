@@ -117,6 +117,19 @@ def test_plain_columns_have_no_time(tmp_path):
     np.testing.assert_array_equal(read_series(tmp_path / "scalar.txt").values[:, 0], x)
 
 
+@pytest.mark.parametrize("name", ["", "Unnamed: 0", "index"])
+@pytest.mark.parametrize("header", ["time,x", "x"])
+def test_the_index_that_pandas_writes_is_no_channel(tmp_path, name, header):
+    cells = (f"{i},{0.5 * i},{i * i % 7}" if header == "time,x" else f"{i},{i * i % 7}" for i in range(20))
+    path = table(tmp_path / "a.csv", "\n".join([f"{name},{header}", *cells]))
+    found = read_series(str(path))
+    assert found.channels == ("x",)
+    assert found.dt == (0.5 if header == "time,x" else 1.0)
+    # Who names it has it.
+    if name:
+        assert read_series(path, time=name).channels[-1] == "x"
+
+
 def test_packed_text_is_read(tmp_path):
     path = tmp_path / "a.csv.gz"
     path.write_bytes(gzip.compress(rows(range(20), np.sin(range(20))).encode()))
@@ -232,9 +245,14 @@ REFUSALS = {
     "header.csv": ("t,x\n", "has a header but no row of numbers"),
     "short.csv": (rows(range(5), range(5)), "5 samples: must be at least 12"),
     "word.csv": (rows(N, ["1"] * 7 + ["high"] + ["2"] * 12), "line 9, column x: 'high': must be a number"),
-    "comma.csv": ("t;x\n" + "".join(f"{i};{i},5\n" for i in N), "line 2, column x: '0,5': must be a number"),
+    "comma.csv": (
+        "t;x\n" + "".join(f"{i};{i},5\n" for i in N),
+        "line 2, column x: '0,5': must be a number with a decimal point",
+    ),
     "infinite.csv": (rows(N, ["1", "-inf"] * 10), "line 3, column x: -inf: must be a finite number"),
     "huge.csv": (rows(N, ["1", "1e200"] * 10), "line 3, column x: 1e+200: must be a finite number of at most 1e+100"),
+    "tiny.csv": (rows(N, ["1e-290", "2e-290"] * 10), "column x: varies by 1e-290: must vary by at least 1e-100"),
+    "hopeless.csv": (rows(N, ["1e200"] * 20), "must be a finite number of at most 1e+100 in size"),
     "constant.csv": (rows(N, ["7"] * 20), "column x: constant, 7: must vary"),
     "twice.csv": (rows([*range(10), 9, *range(10, 19)], N), "line 12, column time: 9 is the time of the row before"),
     "back.csv": (
@@ -265,6 +283,8 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_place(tmp_path, name):
     assert str(refusal.value).startswith(f"{path}: ")
     assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    # Nothing is offered that would leave nothing.
+    assert ", 0 of " not in str(refusal.value)
 
 
 def test_folders_and_absent_files_are_refused(tmp_path):

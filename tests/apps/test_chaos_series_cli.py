@@ -153,6 +153,7 @@ def test_recommend_prints_the_ranking_and_writes_the_scores(szilard, made, tmp_p
     assert code == 0, err
     places = [text.index(f"{i}. {name}") for i, name in ((1, "ngrc"), (2, "linear"), (3, "naive_mean"))]
     assert places == sorted(places)
+    assert "by nrmse; then by valid time" in text
     with xr.open_dataset(out) as scores:
         assert scores["nrmse"].dims == ("method", "origin")
 
@@ -165,6 +166,22 @@ def test_invariants_of_a_file_with_the_picture(szilard, made, tmp_path):
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"invariants.{s}" for s in ("nc", "pdf", "png")}
     with xr.open_dataset(tmp_path / "out" / "invariants.nc") as found:
         assert 0.2 < found.attrs["lyapunov"] < 2
+
+
+def test_regular_motion_and_noise_are_doubted(szilard, tmp_path):
+    time = 0.05 * np.arange(3000)
+    series = {
+        "torus": np.sin(time) + np.sin(np.sqrt(2) * time),
+        "cycle": np.sin(time) + 0.3 * np.sin(2 * time),
+        "noise": np.random.default_rng(0).standard_normal(3000),
+    }
+    for name, values in series.items():
+        pd.DataFrame({"time": time, "x": values}).to_csv(tmp_path / f"{name}.csv", index=False)
+        code, _, err = szilard("invariants", tmp_path / f"{name}.csv")
+        assert code == 0, err
+        said = " ".join(err.split())
+        assert "exponent is doubtful" in said or "not chaotic" in said, name
+        assert ("the most that" if name == "noise" else "no plateau") in said, name
 
 
 # ---- the catalogue
@@ -199,6 +216,19 @@ def test_simulate_is_repeated_by_its_seed_and_keeps_the_channels_that_are_asked_
     assert a.channels == ("z",)
     np.testing.assert_array_equal(a.values, b.values)
     assert not np.array_equal(a.values, c.values)
+
+
+def test_simulate_says_how_it_integrated_and_warns_in_a_line(szilard, tmp_path):
+    pytest.importorskip("dysts")
+    out = ["--samples", 60, "--points", 30, "--out", tmp_path / "a.csv"]
+    code, text, err = szilard("simulate", "MackeyGlass", *out)
+    assert code == 0, err
+    # Fixed steps have no tolerance.
+    assert "integrated by rk4" in text
+    assert "tolerance" not in text
+    code, text, err = szilard("simulate", "Lorenz", "--set", "parameters.rho=14", *out)
+    assert code == 0, err
+    assert err == "warning: Lorenz: 1 of 1 trajectories come to rest; not chaotic\n"
 
 
 def test_systems_are_listed_with_both_exponents(szilard):
