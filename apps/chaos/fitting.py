@@ -50,8 +50,15 @@ class ScaledFitted:
 
         A forecast that leaves 1e6 standard deviations is held at that distance, from there on also where it overflows;
         what is not a number before stays so.
+
+        Raises:
+            InputError: the forecaster gave another shape.
         """
-        return self._raw(self.fitted.forecast(horizon))
+        scaled = self.fitted.forecast(horizon)
+        expected = (len(self.offset), horizon, self.offset.shape[1])
+        if tuple(scaled.shape) != expected:
+            raise InputError(f"forecast: {tuple(scaled.shape)}: must be (series, horizon, channels), {expected}")
+        return self._raw(scaled)
 
     def sample(self, horizon: int, members: int, generator: torch.Generator) -> Tensor:
         """Equally likely futures, ``(G, members, horizon, D)``.

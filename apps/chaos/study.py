@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 import xarray as xr
@@ -35,7 +35,7 @@ class ChaosStudy(Study):
         "seconds of training, median",
     )
 
-    systems: tuple[str, ...] | Literal["published", "all"] = "published"
+    systems: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["published", "all"] = "published"
     """Names of the catalogue, those with published errors, or all."""
     protocol: Protocol = Protocol()
     """Sampling and splits."""

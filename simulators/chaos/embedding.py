@@ -73,10 +73,11 @@ def mutual_information(series: Series, longest: int) -> Tensor:
 
 
 def embedding_delay(series: Series, *, longest: int | None = None) -> int:
-    """Delay in samples: the first minimum of the mutual information.
+    """Delay in samples: the first minimum of the mutual information, or where the autocorrelation ends if sooner.
 
-    Where there is none, the first lag at which the information has fallen to 1/e of the entropy; where there is none
-    either, ``longest``. The information is averaged over three lags, so that its noise makes no minima.
+    Where there is neither, the first lag at which the information has fallen to 1/e of the entropy, else ``longest``.
+    The information is averaged over three lags, so that its noise makes no minima; the autocorrelation ends the search
+    for maps, whose information only falls.
 
     Args:
         series: ``(T,)``.
@@ -91,10 +92,20 @@ def embedding_delay(series: Series, *, longest: int | None = None) -> int:
     smooth = information.unfold(0, 3, 1).mean(-1) if len(information) > 4 else information[1:]
     # Entry i of the smoothed curve belongs to lag i + 1.
     minima = ((smooth[1:-1] < smooth[:-2]) & (smooth[1:-1] <= smooth[2:])).nonzero()
-    if len(minima):
-        return int(minima[0]) + 2
+    candidates = [int(minima[0]) + 2] if len(minima) else []
+    if len(forgotten := (_autocorrelation(values[:, 0], longest) <= 0).nonzero()):
+        candidates.append(int(forgotten[0]))
+    if candidates:
+        return min(candidates)
     fallen = (information <= information[0] / math.e).nonzero()
     return int(fallen[0]) if len(fallen) else longest
+
+
+def _autocorrelation(values: Tensor, longest: int) -> Tensor:
+    """Correlation of a series ``(T,)`` with itself ``k`` samples later, ``(longest + 1,)`` for k = 0 ... longest."""
+    deviations = values - values.mean()
+    power = torch.fft.rfft(deviations, 2 * len(values)).abs().square()
+    return torch.fft.irfft(power)[: longest + 1] / deviations.square().sum()
 
 
 def false_neighbours(series: Series, delay: int, dimension: int, *, theiler: int = 0, largest: int = 10) -> float:

@@ -409,3 +409,18 @@ def test_only_an_ensemble_can_be_sampled():
     assert not fitted.probabilistic
     with pytest.raises(InputError, match="one forecast, not an ensemble"):
         fitted.sample(2, 3, torch.Generator())
+
+
+def test_a_forecast_of_another_shape_is_refused():
+    class Narrow(Linear):
+        def fit(self, train, fitting):
+            return Trivial(lambda horizon: train.new_zeros(len(train), horizon, 1))
+
+    fitted = fit_scaled(Narrow(lags=3), torch.rand(2, 40, 3, generator=torch.Generator().manual_seed(0)), seeds=(0, 1))
+    with pytest.raises(InputError, match=r"forecast: \(2, 5, 1\): must be \(series, horizon, channels\), \(2, 5, 3\)"):
+        fitted.forecast(5)
+
+
+def test_a_study_of_no_systems_is_refused():
+    with pytest.raises(InputError, match="systems"):
+        ChaosStudy.load("quick", ["systems=[]"])

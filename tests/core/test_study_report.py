@@ -80,7 +80,7 @@ def test_terminal_shows_table_claims_and_last_the_report(
     print_summary(ToyStudy(study="toy", threshold=1e6).run(tmp_path, workers=0, quiet=True))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80 or lines[-1] == str(tmp_path / "report.html")
-    assert "mean [low, high]" in lines[0]
+    assert "estimate [low, high]" in lines[0]
     assert "line <1>" in lines[0]
     assert any(line.startswith("does not hold  far: The walk ends & stays <far>.") for line in lines)
     assert "0 of 1 claims hold." in lines

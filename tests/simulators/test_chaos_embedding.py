@@ -236,3 +236,16 @@ def test_sample_entropy_of_noise_is_that_of_a_gaussian_and_falls_with_the_scale(
 def test_bad_series_and_settings_are_refused(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_the_delay_of_maps_is_one():
+    henon, x, y = [], 0.1, 0.1
+    for _ in range(3000):
+        x, y = 1 - 1.4 * x * x + y, 0.3 * x
+        henon.append(x)
+    logistic, z = [], 0.3
+    for _ in range(3000):
+        z = 3.99 * z * (1 - z)
+        logistic.append(z)
+    assert embedding_delay(torch.tensor(henon[100:], dtype=torch.float64)) == 1
+    assert embedding_delay(torch.tensor(logistic[100:], dtype=torch.float64)) == 1
