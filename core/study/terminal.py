@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import textwrap
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -14,8 +13,6 @@ from core.study.analysis import Claim, Row, Summary, side_by_side
 from core.study.numbers import estimate
 
 VERDICTS = {True: ("green", "holds"), False: ("red", "does not hold"), None: ("yellow", "not decided")}
-WIDEST_NAME = 20
-"""Characters of a line of a name, where there are numbers beside it."""
 
 
 def print_summary(summary: Summary, headline: Sequence[str] = ()) -> None:
@@ -55,24 +52,16 @@ def _print_columns(console: Console, scenario: str, rows: list[Row], headline: S
     rows = [row for row in rows if row.scenario == scenario and row.metric in headline]
     metrics = [metric for metric in headline if any(row.metric == metric for row in rows)]
     values = {(row.method, row.metric): estimate(row.mean, row.low, row.high) for row in rows}
-    units = {row.metric: _heading(row) for row in rows}
-    methods = list(dict.fromkeys(row.method for row in rows))
+    units = {row.metric: f"{row.metric}\n({row.unit})" if row.unit not in ("", "1") else row.metric for row in rows}
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    # Else a narrow terminal would have the numbers and no names.
-    table.add_column(escape(scenario), overflow="fold", min_width=min(max(map(len, methods)), WIDEST_NAME))
+    table.add_column(escape(scenario), overflow="fold")
     for metric in metrics:
         table.add_column(escape(units[metric]), justify="right", no_wrap=True)
-    for method in methods:
+    for method in dict.fromkeys(row.method for row in rows):
         table.add_row(escape(method), *(escape(values.get((method, metric), "")) for metric in metrics))
     console.print(table)
     counts = sorted({row.n for row in rows if row.n is not None})
     console.print(f"estimate [95 % interval], n = {' or '.join(f'{n:,}' for n in counts)}\n", style="dim")
-
-
-def _heading(row: Row) -> str:
-    """A metric in short lines, its unit in the last."""
-    unit = [] if row.unit in ("", "1") else [f"({row.unit})"]
-    return "\n".join([*textwrap.wrap(row.metric, WIDEST_NAME), *unit])
 
 
 def _print_all(console: Console, scenario: str, metrics: dict[str, list[Row]]) -> None:
