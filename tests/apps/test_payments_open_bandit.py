@@ -103,6 +103,12 @@ def test_rows_are_sorted_by_time_and_positions_count_from_zero(tmp_path):
     assert read_open_bandit(tmp_path / "men" / "men.csv", items=7).items == 7
 
 
+def test_a_probability_is_read_to_its_last_digit(tmp_path):
+    probabilities = [1 / 34, 1 / 7, 1 / 3, 1e-300]
+    rows = [f"{i},2019-11-24 00:0{i}:00Z,0,1,0,{value!r},a\n" for i, value in enumerate(probabilities)]
+    assert read_open_bandit(written(tmp_path, *rows)).propensity.tolist() == probabilities
+
+
 def test_frequencies_and_click_rates_are_counted_at_each_position(tmp_path):
     log = read_open_bandit(written(tmp_path, *ROWS, "3,2019-11-24 00:09:00Z,1,3,0,0.25,a\n"))
     assert log.item_frequencies().tolist() == [[1, 0, 0], [0, 1, 0], [0, 0.5, 0.5]]
