@@ -29,13 +29,18 @@ def print_summary(summary: Summary, headline: Sequence[str] = ()) -> None:
 
 
 def print_rows(rows: list[Row], headline: Sequence[str] = (), console: Console | None = None) -> None:
-    """Print a table to stdout, scenario by scenario; with a ``headline``, only these metrics, as columns."""
+    """Print a table to stdout, scenario by scenario; with a ``headline``, only these metrics.
+
+    They are columns where the terminal is wide enough, and stand one below the other where it is not.
+    """
     console = console or _console()
+    if headline:
+        rows = sorted((row for row in rows if row.metric in headline), key=lambda row: headline.index(row.metric))
     for scenario, metrics in side_by_side(rows).items():
-        if headline and not any(row.scenario == scenario and row.metric in headline for row in rows):
-            continue
-        if headline:
-            _print_columns(console, scenario, rows, headline)
+        if headline and _width(columns := _columns(scenario, metrics), console) <= console.width:
+            console.print(columns)
+            counts = sorted({row.n for group in metrics.values() for row in group if row.n is not None})
+            console.print(f"estimate [95 % interval], n = {' or '.join(f'{n:,}' for n in counts)}\n", style="dim")
         else:
             _print_all(console, scenario, metrics)
 
@@ -47,21 +52,25 @@ def _console() -> Console:
     return console
 
 
-def _print_columns(console: Console, scenario: str, rows: list[Row], headline: Sequence[str]) -> None:
+def _width(table: Table, console: Console) -> int:
+    """Characters a line of the table takes when nothing is folded."""
+    return console.measure(table, options=console.options.update(width=10_000)).maximum
+
+
+def _columns(scenario: str, metrics: dict[str, list[Row]]) -> Table:
     """One line a method, one column a metric."""
-    rows = [row for row in rows if row.scenario == scenario and row.metric in headline]
-    metrics = [metric for metric in headline if any(row.metric == metric for row in rows)]
-    values = {(row.method, row.metric): estimate(row.mean, row.low, row.high) for row in rows}
-    units = {row.metric: f"{row.metric}\n({row.unit})" if row.unit not in ("", "1") else row.metric for row in rows}
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column(escape(scenario), overflow="fold")
     for metric in metrics:
-        table.add_column(escape(units[metric]), justify="right", no_wrap=True)
-    for method in dict.fromkeys(row.method for row in rows):
+        table.add_column(escape(metric.replace(" (", "\n(")), justify="right", no_wrap=True)
+    values = {
+        (row.method, metric): estimate(row.mean, row.low, row.high)
+        for metric, group in metrics.items()
+        for row in group
+    }
+    for method in dict.fromkeys(method for method, _ in values):
         table.add_row(escape(method), *(escape(values.get((method, metric), "")) for metric in metrics))
-    console.print(table)
-    counts = sorted({row.n for row in rows if row.n is not None})
-    console.print(f"estimate [95 % interval], n = {' or '.join(f'{n:,}' for n in counts)}\n", style="dim")
+    return table
 
 
 def _print_all(console: Console, scenario: str, metrics: dict[str, list[Row]]) -> None:

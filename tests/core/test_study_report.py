@@ -98,6 +98,19 @@ def test_a_headline_puts_metrics_side_by_side(tmp_path: Path, capsys: pytest.Cap
     assert "n = 9" in note
 
 
+def test_a_narrow_terminal_has_the_headline_one_below_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = ("catch", "other", "risk", "cost")
+    rows = [Row("A", m, metric, "t", i, i - 1, i + 1, 9) for i, m in enumerate("xy") for metric in metrics]
+    monkeypatch.setenv("COLUMNS", "45")
+    print_summary(Summary("s", "0", "0", 1.0, [], rows, tmp_path), metrics[::-1])
+    header, *lines = (" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[:-1])
+    values = ["x 0.0 [-1.0, 1.0] 9", "y 1.0 [0.0, 2.0] 9"]
+    assert header == "A estimate [low, high] n"
+    assert lines == [line for metric in metrics[::-1] for line in (f"{metric} (t)", *values)]
+
+
 def test_rows_that_are_compared_stand_together() -> None:
     rows = [Row(s, m, metric, "t", 1.0) for s in "AB" for m in ("x", "y") for metric in ("catch", "risk")]
     groups = side_by_side(rows)
