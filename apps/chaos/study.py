@@ -87,6 +87,10 @@ class ChaosStudy(Study):
     def _taking_part(self, scenario: Scenario) -> list[Method]:
         return [m for m in self.methods if scenario.methods is None or m.name in scenario.methods]
 
+    def cautions(self) -> list[str]:
+        """The methods that are left out."""
+        return [f"{name} is left out: {reason}" for name, reason in self.absent().items()]
+
     def absent(self) -> dict[str, str]:
         """Methods whose packages are not installed, with what would bring them."""
         found = {}
@@ -170,7 +174,7 @@ class ChaosStudy(Study):
         groups = {"/systems": systems}
         for evidence in collected:
             groups |= {f"/{evidence.name}/{name}": data for name, data in evidence.methods.items()}
-        notes = [f"{name} was left out: {reason}." for name, reason in self.absent().items()]
+        notes = [f"{caution}." for caution in self.cautions()]
         notes += [
             f"Scenario {s.name}: {method.name} could be fitted to no series."
             for s, evidence in zip(self.scenarios, collected, strict=True)

@@ -68,6 +68,10 @@ class Study(Config):
         """Hash of what decides the numbers: everything but ``description`` and ``takes``."""
         return digest({k: v for k, v in canonical(self).items() if k not in ("description", "takes")})
 
+    def cautions(self) -> list[str]:
+        """What to know before anything runs, one line each, such as what is left out; printed to stderr."""
+        return []
+
     def to_yaml(self) -> str:
         """The config as YAML that ``load`` reads."""
         return yaml.safe_dump(self.model_dump(mode="json", serialize_as_any=True), sort_keys=False, allow_unicode=True)
@@ -92,7 +96,7 @@ class Study(Config):
             address: of a running Ray cluster.
             workers: how many runs at once; 0 does them in this process; default one a core.
             fresh: remove what a study left in ``out`` and start anew.
-            quiet: show no progress.
+            quiet: show no progress and no cautions.
 
         Raises:
             InputError: a folder that holds something else or is in use, an unknown device or engine.
@@ -102,6 +106,8 @@ class Study(Config):
         store = Store(Path(out or Path("runs") / self.study))
         store.refuse(self.study, self.hash, fresh=fresh)
         runs = expand(self.runs())
+        for caution in () if quiet else self.cautions():
+            print(caution, file=sys.stderr)
         try:
             with ExitStack() as held:
                 with open_engine(engine, address, workers, len(runs), device) as workshop:

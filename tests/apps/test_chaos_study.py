@@ -355,12 +355,13 @@ def test_equations_are_used_where_the_state_is_seen_and_refused_where_no_series_
         load(tmp_path, few[0], "scenarios=[{name: part, observe: 1}]")
 
 
-def test_a_method_whose_package_is_absent_is_left_out_with_a_note_or_refused(whole, tmp_path, monkeypatch):
+def test_a_method_whose_package_is_absent_is_left_out_with_a_note_or_refused(whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ESN, "packages", (("no_such_module", "chaos"),))
     study = load(tmp_path, "scenarios=[{name: whole, methods: [esn, naive_mean]}]", "claims=[]")
-    summary = run(study, tmp_path / "out")
+    summary = study.run(tmp_path / "out", workers=0)
     assert {r.method for r in summary.table} == {"naive_mean"}
-    assert "esn was left out" in summary.report.read_text()
+    assert "esn is left out" in summary.report.read_text()
+    assert capsys.readouterr().err.startswith("esn is left out")
     with pytest.raises(MissingExtra, match="no_such_module"):
         run(load(tmp_path, "strict=true"), tmp_path / "strict")
     with pytest.raises(MissingExtra, match="no_such_module"):
