@@ -106,8 +106,9 @@ class Study(Config):
         store = Store(Path(out or Path("runs") / self.study))
         store.refuse(self.study, self.hash, fresh=fresh)
         runs = expand(self.runs())
-        for caution in () if quiet else self.cautions():
-            print(caution, file=sys.stderr)
+        if not quiet:
+            for caution in self.cautions():
+                print(caution, file=sys.stderr)
         try:
             with ExitStack() as held:
                 with open_engine(engine, address, workers, len(runs), device) as workshop:

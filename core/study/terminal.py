@@ -35,8 +35,10 @@ def print_rows(rows: list[Row], headline: Sequence[str] = (), console: Console |
     """
     console = console or _console()
     if headline:
-        rows = sorted((row for row in rows if row.metric in headline), key=lambda row: headline.index(row.metric))
+        rows = [row for row in rows if row.metric in headline]
     for scenario, metrics in side_by_side(rows).items():
+        if headline:
+            metrics = dict(sorted(metrics.items(), key=lambda item: headline.index(item[1][0].metric)))
         if headline and _width(columns := _columns(scenario, metrics), console) <= console.width:
             console.print(columns)
             counts = sorted({row.n for group in metrics.values() for row in group if row.n is not None})

@@ -90,13 +90,9 @@ class ExponentialSmoothing(ChannelForecaster):
         return forecast
 
 
-class Theta(ChannelForecaster):
-    """The Theta method of each channel, by statsmodels.
+class _ThetaLines(ChannelForecaster):
+    """What methods of two Theta lines are set by."""
 
-    Assimakopoulos and Nikolopoulos (2000), International Journal of Forecasting 16, 521.
-    """
-
-    kind: Literal["theta"] = "theta"
     theta: float = Field(default=2.0, ge=1)
     """Curvature of the second Theta line."""
     season: Season = "additive"
@@ -105,17 +101,30 @@ class Theta(ChannelForecaster):
     packages: ClassVar[Sequence[tuple[str, str]]] = STATSMODELS
     grid: ClassVar[Mapping[str, Sequence[Any]]] = {"season": ("additive", "none")}
 
+    def period(self, values: np.ndarray) -> int | None:
+        """Samples of the season that is taken out of a channel; None if there is none."""
+        return season_length(values) if self.season == "additive" else None
+
+
+class Theta(_ThetaLines):
+    """The Theta method of each channel, by statsmodels.
+
+    Assimakopoulos and Nikolopoulos (2000), International Journal of Forecasting 16, 521.
+    """
+
+    kind: Literal["theta"] = "theta"
+
     def channel(self, values: np.ndarray) -> Forecast:
         """Fit the drift and the smoothing."""
         models = require("statsmodels.tsa.forecasting.theta", "chaos")
-        period = season_length(values) if self.season == "additive" else None
+        period = self.period(values)
         fitted = models.ThetaModel(
             values, period=period, deseasonalize=period is not None, use_test=False, method="additive"
         ).fit()
         return lambda horizon: np.asarray(fitted.forecast(horizon, theta=self.theta))
 
 
-class FourTheta(ChannelForecaster):
+class FourTheta(_ThetaLines):
     """The 4Theta method of each channel: the best of four combinations of two Theta lines.
 
     The lines are joined additively or multiplicatively, around a linear or an exponential trend; the combination with
@@ -125,17 +134,10 @@ class FourTheta(ChannelForecaster):
     """
 
     kind: Literal["four_theta"] = "four_theta"
-    theta: float = Field(default=2.0, ge=1)
-    """Curvature of the second Theta line."""
-    season: Season = "additive"
-    """The season, of the dominant period of the channel (none if there is no significant one)."""
-
-    packages: ClassVar[Sequence[tuple[str, str]]] = STATSMODELS
-    grid: ClassVar[Mapping[str, Sequence[Any]]] = {"season": ("additive", "none")}
 
     def channel(self, values: np.ndarray) -> Forecast:
         """Remove the season, try the combinations and keep the best."""
-        period = season_length(values) if self.season == "additive" else None
+        period = self.period(values)
         season = np.zeros(1)
         if period is not None:
             decompose = require("statsmodels.tsa.seasonal", "chaos").seasonal_decompose
