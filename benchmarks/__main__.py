@@ -20,6 +20,9 @@ BENCHMARKS = (
     "chaos_invariants",
     "chaos_reservoir",
     "chaos_training",
+    "sepsis",
+    "sepsis_dqn",
+    "sepsis_simulator",
 )
 
 

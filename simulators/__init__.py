@@ -8,3 +8,6 @@ import gymnasium
 gymnasium.register(id="Fishery-v0", entry_point="simulators.fishery.environment:make")
 gymnasium.register(id="MRIAcquisition-v0", entry_point="simulators.mri.environment:make")
 gymnasium.register(id="Payments-v0", entry_point="simulators.payments.environment:make")
+gymnasium.register(id="Sepsis44-v0", entry_point="simulators.sepsis.environment:make")
+gymnasium.register(id="ICUSepsis44-v0", entry_point="simulators.sepsis.environment:make_icusepsis")
+gymnasium.register(id="GumbelSepsis-v0", entry_point="simulators.sepsis.environment:make_gumbel")

@@ -14,6 +14,8 @@ STEP = "step"
 """Name of the number of steps done in a checkpoint."""
 PARAMETER = "parameter."
 """Begins the name of a parameter in a checkpoint."""
+BUFFER = "buffer."
+"""Begins the name of a buffer in a checkpoint."""
 
 
 def minimise(
@@ -22,6 +24,8 @@ def minimise(
     steps: int,
     *,
     learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    buffers: Mapping[str, Tensor] | None = None,
     checkpoint: Checkpoint | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> None:
@@ -36,24 +40,26 @@ def minimise(
             that a resumed loop repeats nothing and skips nothing.
         steps: in all.
         learning_rate: of Adam.
+        weight_decay: times each parameter is added to its gradient (a squared penalty, not AdamW's decay).
+        buffers: tensors that ``loss`` changes in place (running statistics, target networks); kept in the checkpoint.
         checkpoint: from which an interrupted loop goes on, bit for bit, and which it keeps up to date.
         progress: told the share done and a message.
     """
-    held = list(parameters.values())
-    optimizer = torch.optim.Adam(held, lr=learning_rate, fused=True)
+    optimizer = torch.optim.Adam(list(parameters.values()), lr=learning_rate, weight_decay=weight_decay, fused=True)
+    held = {f"{PARAMETER}{name}": x for name, x in parameters.items()}
+    held |= {f"{BUFFER}{name}": x for name, x in (buffers or {}).items()}
     done = 0
     if checkpoint is not None and (saved := checkpoint.load()) is not None:
         done = int(saved.pop(STEP))
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(saved.pop(f"{PARAMETER}{name}"))
+            for name, tensor in held.items():
+                tensor.copy_(saved.pop(name))
         load_optimizer(optimizer, saved)
     for step in range(done, steps):
         optimizer.zero_grad()
         loss(step).backward()
         optimizer.step()
         if checkpoint is not None and checkpoint.due:
-            kept = {f"{PARAMETER}{name}": x for name, x in parameters.items()}
-            checkpoint.save({STEP: torch.tensor(step + 1), **kept, **optimizer_tensors(optimizer)})
+            checkpoint.save({STEP: torch.tensor(step + 1), **held, **optimizer_tensors(optimizer)})
         if progress is not None:
             progress((step + 1) / steps, f"step {step + 1} of {steps}")

@@ -1,6 +1,8 @@
 """Reinforcement learning on device tensors with the interface of Stable-Baselines3."""
 
 from core.rl.algorithm import TrainingDiverged
+from core.rl.dqn import DQN
+from core.rl.dual_clip import DualClipPPO
 from core.rl.kl_penalty import KLPenaltyPPO
 from core.rl.policy import LearnedPolicy
 from core.rl.ppo import PPO, Minibatch
@@ -9,8 +11,10 @@ from core.rl.subpo import SubPO
 from core.rl.vracer import VRACER
 
 __all__ = [
+    "DQN",
     "PPO",
     "VRACER",
+    "DualClipPPO",
     "KLPenaltyPPO",
     "LearnedPolicy",
     "Minibatch",

@@ -118,6 +118,19 @@ class DeviceAlgorithm(BaseAlgorithm):
             return super().load(source, env, device, custom_objects, print_system_info, force_reset, **kwargs)
         return checkpoint.load(cls, path, env, device, kwargs)
 
+    @classmethod
+    def unbuilt(cls, policy: str, env: GymEnv | None, device: torch.device | str, arguments: dict[str, Any]) -> Self:
+        """A model of the saved constructor ``arguments`` without its networks yet, for ``load``."""
+        build: Any = cls
+        return build(policy, env, device=device, _init_setup_model=False, **arguments)
+
+    def memory_tensors(self) -> dict[str, Tensor]:
+        """What ``save_state`` keeps beside networks and environment; nothing by default."""
+        return {}
+
+    def load_memory_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``memory_tensors``."""
+
     def save_state(self, path: Path) -> None:
         """Write everything that the rest of the training depends on, atomically, as one safetensors file.
 

@@ -28,12 +28,16 @@ class TensorRolloutBuffer(RolloutBuffer):
     Attributes:
         data: ``(T, n, ...)`` tensors ``observations, actions, rewards, episode_starts, values, log_probs, advantages,
             returns``; ``values`` and ``returns`` as arrays are attributes, for SB3's logging.
+        masks: the allowed actions ``(n, actions)`` of each step so far; empty where the learner takes no masks.
+        minibatch_masks: those of the minibatch drawn last, ``(N, actions)``; None without masks.
 
     Raises:
         InputError: a Dict observation space, or a buffer that the device has no memory for.
     """
 
     data: dict[str, Tensor]
+    masks: list[Tensor]
+    minibatch_masks: Tensor | None = None
 
     def reset(self) -> None:
         """Forget the stored steps; the memory stays."""
@@ -41,6 +45,7 @@ class TensorRolloutBuffer(RolloutBuffer):
             self.data = self._allocate()
             self._rows = [{name: tensor[t] for name, tensor in self.data.items()} for t in range(self.buffer_size)]
         self._flat: dict[str, Tensor] = {}
+        self.masks, self.minibatch_masks = [], None
         self.pos, self.full = 0, False
 
     def _allocate(self) -> dict[str, Tensor]:
@@ -123,11 +128,15 @@ class TensorRolloutBuffer(RolloutBuffer):
         if not self._flat:
             self._flat = {name: self.data[name].transpose(0, 1).flatten(0, 1) for name in names}
             self._flat["actions"] = self._flat["actions"].float()
+            if self.masks:
+                self._flat["masks"] = torch.stack(self.masks).transpose(0, 1).flatten(0, 1)
         total = self.buffer_size * self.n_envs
         order = torch.randperm(total, device=self.device)
         for index in order.split(batch_size or total):
             yield self._get_samples(index)
 
     def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
+        if self.masks:
+            self.minibatch_masks = self._flat["masks"].index_select(0, batch_inds)
         names = ("observations", "actions", "values", "log_probs", "advantages", "returns")
         return RolloutBufferSamples(*(self._flat[name].index_select(0, batch_inds) for name in names))

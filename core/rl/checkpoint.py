@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def load(cls: type[Any], path: str | Path, env: Any, device: torch.device | str,
     arguments = {name: _from_json(record["arguments"][name]) for name in kind.saved_arguments} | replaced
     # The saved seed is kept but not applied: loading a model must not reset the generators of the process.
     seed = arguments.pop("seed")
-    model = kind(record["policy"], env, device=device, _init_setup_model=False, **arguments)
+    model = kind.unbuilt(record["policy"], env, device, arguments)
     observation_space = _space_from_json(record["observation_space"])
     action_space = _space_from_json(record["action_space"])
     if env is None:
@@ -175,6 +176,8 @@ def _to_json(name: str, value: Any) -> Any:
         return {"linear": [value.start, value.end, value.end_fraction]}
     if isinstance(value, dict):
         return {key: _to_json(f"{name}.{key}", item) for key, item in value.items()}
+    if isinstance(value, Enum):
+        return value.value
     if isinstance(value, list | tuple):
         return [_to_json(name, item) for item in value]
     if isinstance(value, type) and REGISTERED.get(value.__name__) is value:

@@ -10,6 +10,7 @@ from stable_baselines3.common.distributions import kl_divergence
 from torch import Tensor
 
 from core.errors import InputError
+from core.rl.masks import masking
 from core.rl.ppo import PPO, Minibatch
 
 
@@ -54,7 +55,7 @@ class KLPenaltyPPO(PPO):
 
     def policy_loss(self, batch: Minibatch) -> Tensor:
         """The clipped objective and the penalty, with the exact divergence of the action distributions."""
-        with torch.no_grad():
+        with torch.no_grad(), masking(self._old_policy, batch.mask):
             old = self._old_policy.get_distribution(batch.samples.observations)
         # The policy keeps the distribution that it evaluated the minibatch's actions with.
         divergence = kl_divergence(old, self.policy.action_dist)

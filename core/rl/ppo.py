@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from core.rl.algorithm import DeviceAlgorithm, TrainingDiverged
 from core.rl.buffers import TensorRolloutBuffer
+from core.rl.masks import MaskedCnnPolicy, MaskedPolicy, masked_rollout, masking
 from core.rl.rollout import collect
 from core.rl.unvalidated import unvalidated
 from core.simulation.sb3_vec_env import SB3VecEnv
@@ -36,6 +37,7 @@ class Minibatch:
         log_prob: ``(N,)`` of the stored actions under the present policy.
         entropy: ``(N,)`` of the present policy, None where it has no closed form.
         ratio: ``(N,)``, present over old probability of the stored actions.
+        mask: ``(N, actions)`` bool, the actions that were allowed; None without masks.
     """
 
     samples: RolloutBufferSamples
@@ -44,6 +46,7 @@ class Minibatch:
     log_prob: Tensor
     entropy: Tensor | None
     ratio: Tensor
+    mask: Tensor | None = None
 
 
 class PPO(DeviceAlgorithm, stable_baselines3.PPO):
@@ -53,9 +56,18 @@ class PPO(DeviceAlgorithm, stable_baselines3.PPO):
     out as SB3's own loop gives, with any other environment that loop runs. A variant replaces ``policy_loss`` or
     ``value_loss``.
 
+    The policies ``MaskedMlpPolicy`` and ``MaskedCnnPolicy`` (and what derives from ``MaskedPolicy``) give the actions
+    that the environment masks probability 0, in roll-outs and in training; SB3's own policies ignore masks.
+
     Raises:
-        InputError: VecNormalize, or Dict observations from an ``SB3VecEnv``.
+        InputError: VecNormalize, Dict observations from an ``SB3VecEnv``, or masks that the buffer cannot keep.
     """
+
+    policy_aliases: ClassVar[dict[str, type[Any]]] = {
+        **stable_baselines3.PPO.policy_aliases,
+        "MaskedMlpPolicy": MaskedPolicy,
+        "MaskedCnnPolicy": MaskedCnnPolicy,
+    }
 
     saved_arguments: ClassVar[tuple[str, ...]] = (
         *("learning_rate", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "clip_range", "clip_range_vf"),
@@ -73,9 +85,36 @@ class PPO(DeviceAlgorithm, stable_baselines3.PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Fill the buffer: on the device for an ``SB3VecEnv``, else by SB3's loop."""
-        if isinstance(env, SB3VecEnv) and isinstance(rollout_buffer, TensorRolloutBuffer):
-            return collect(self, env, callback, rollout_buffer, n_rollout_steps)
-        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        with masked_rollout(self.policy, env, rollout_buffer):
+            if isinstance(env, SB3VecEnv) and isinstance(rollout_buffer, TensorRolloutBuffer):
+                return collect(self, env, callback, rollout_buffer, n_rollout_steps)
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    @property
+    def takes_masks(self) -> bool:
+        """Whether the policy heeds masks."""
+        return isinstance(self.policy, MaskedPolicy)
+
+    def predict(
+        self,
+        observation: Any,
+        state: Any = None,
+        episode_start: Any = None,
+        deterministic: bool = False,
+        action_masks: Tensor | np.ndarray | None = None,
+    ) -> tuple[Any, Any]:
+        """SB3's ``predict``, also from tensors to tensors.
+
+        ``action_masks`` ``(n, actions)`` says what is allowed, as in sb3-contrib.
+
+        Raises:
+            InputError: masks for a policy that takes none.
+        """
+        if action_masks is not None:
+            action_masks = torch.as_tensor(action_masks, device=self.device)
+            action_masks = action_masks.reshape(-1, action_masks.shape[-1]).bool()
+        with masking(self.policy, action_masks):
+            return super().predict(observation, state, episode_start, deterministic)
 
     def policy_loss(self, batch: Minibatch) -> Tensor:
         """The clipped surrogate objective, negated (Schulman et al. 2017, eq. 7)."""
@@ -151,12 +190,15 @@ class PPO(DeviceAlgorithm, stable_baselines3.PPO):
         actions = samples.actions
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
+        # An environment of SB3's with Dict observations has SB3's own buffer, which knows no masks.
+        mask = getattr(self.rollout_buffer, "minibatch_masks", None)
+        with masking(self.policy, mask):
+            values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
         advantages = samples.advantages
         if self.normalize_advantage and len(advantages) > 1:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         ratio = torch.exp(log_prob - samples.old_log_prob)
-        return Minibatch(samples, advantages, values.flatten(), log_prob, entropy, ratio)
+        return Minibatch(samples, advantages, values.flatten(), log_prob, entropy, ratio, mask)
 
     def _clip_range(self) -> float:
         return self.clip_range(self._current_progress_remaining)  # type: ignore[operator]

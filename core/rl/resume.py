@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from core.rl.algorithm import DeviceAlgorithm
 
 
+_MEMORY = "replay."
+
+
 class ResumeCallback(BaseCallback):
     """Saves the exact state between two iterations, at most once in ``every_seconds``, in a tenth of the time at most.
 
@@ -61,9 +64,11 @@ def save_state(model: DeviceAlgorithm, path: str | Path) -> None:
     tensors = checkpoint.parameters(model)
     tensors |= {f"env.{name}": value for name, value in _env(model).episodes.state_tensors().items()}
     tensors |= _torch_generators(model.device)
+    tensors |= {f"{_MEMORY}{name}": value for name, value in model.memory_tensors().items()}
     for name in ("_last_obs", "_last_episode_starts"):
-        if (value := getattr(model, name)) is not None:
-            tensors[name] = torch.as_tensor(value)
+        value = getattr(model, name)
+        parts = {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+        tensors |= {key: torch.as_tensor(part) for key, part in parts.items() if part is not None}
     record = {
         **_identity(model),
         "attributes": {name: getattr(model, name) for name in model.resumed_attributes},
@@ -91,7 +96,11 @@ def restore_state(model: DeviceAlgorithm, path: str | Path) -> None:
     world = {name.removeprefix("env."): x for name, x in tensors.items() if name.startswith("env.")}
     _env(model).episodes.load_state_tensors(world)
     for name in ("_last_obs", "_last_episode_starts"):
-        setattr(model, name, tensors[name].to(model.device) if name in tensors else None)
+        parts = {key.removeprefix(f"{name}."): x for key, x in tensors.items() if key.startswith(f"{name}.")}
+        held = {key: part.to(model.device) for key, part in parts.items()} or None
+        setattr(model, name, tensors[name].to(model.device) if name in tensors else held)
+    memory = {name.removeprefix(_MEMORY): x for name, x in tensors.items() if name.startswith(_MEMORY)}
+    model.load_memory_tensors(memory)
     for name in model.resumed_attributes:
         setattr(model, name, record["attributes"][name])
     model.ep_info_buffer = deque(record["episodes"], maxlen=model._stats_window_size)

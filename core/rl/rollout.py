@@ -133,7 +133,7 @@ def collect(
         model.num_timesteps += env.num_envs
         if watched:
             policy_output = {"obs_tensor": obs, "actions": actions, "values": values, "log_probs": log_probs}
-            callback.update_locals({**policy_output, "n_steps": t, **_shown(env, step, dones)})
+            callback.update_locals({**policy_output, "n_steps": t, **shown(env, step, dones)})
         if not callback.on_step():
             ended.push(model)
             return False
@@ -154,7 +154,7 @@ def collect(
     return True
 
 
-def _shown(env: SB3VecEnv, step: VecStep, dones: Tensor) -> dict[str, Any]:
+def shown(env: SB3VecEnv, step: VecStep, dones: Tensor) -> dict[str, Any]:
     """What callbacks of SB3 read of a step; on the CPU the arrays share the tensors' memory."""
     return {
         "new_obs": step.obs,

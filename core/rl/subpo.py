@@ -8,36 +8,16 @@ import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from core.errors import InputError
 from core.rl.buffers import Array, TensorRolloutBuffer
+from core.rl.masks import MaskedCnnPolicy, MaskedPolicy
 from core.rl.ppo import PPO, Minibatch
 from core.simulation.sb3_vec_env import SB3VecEnv
 
-_FORBIDDEN = -1e8  # far below any logit: a probability of exactly 0, and still finite
-
 CREDITS = ("return", "one_step")
-
-
-class MaskedPolicy(ActorCriticPolicy):
-    """SB3's actor-critic policy, which never chooses what ``mask`` (n, actions) forbids; None allows everything."""
-
-    mask: Tensor | None = None
-
-    def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
-        if self.mask is None or not isinstance(self.action_dist, CategoricalDistribution):
-            return super()._get_action_dist_from_latent(latent_pi)
-        logits = self.action_net(latent_pi).masked_fill(~self.mask, _FORBIDDEN)
-        return self.action_dist.proba_distribution(action_logits=logits)
-
-
-class MaskedCnnPolicy(MaskedPolicy, ActorCriticCnnPolicy):
-    """The same on images."""
 
 
 class WholeEpisodes(TensorRolloutBuffer):
@@ -45,19 +25,7 @@ class WholeEpisodes(TensorRolloutBuffer):
 
     ``advantages[t] = returns[t] - b[i]`` where i is the step's place in its episode and b[i] the mean return of all
     steps at that place. A step of an episode that the roll-out's end cuts short has no return yet: its advantage is 0.
-
-    Attributes:
-        masks: the allowed actions ``(n, actions)`` of each step so far; empty where the world does not mask.
-        minibatch_masks: those of the minibatch drawn last.
     """
-
-    masks: list[Tensor]
-    minibatch_masks: Tensor | None = None
-
-    def reset(self) -> None:
-        """Forget the stored steps and masks."""
-        super().reset()
-        self.masks = []
 
     @torch.no_grad()
     def compute_returns_and_advantage(self, last_values: Tensor, dones: Array) -> None:
@@ -81,12 +49,6 @@ class WholeEpisodes(TensorRolloutBuffer):
         total = torch.zeros_like(count).index_add_(0, clock, (whole * returns).flatten())
         baseline = (total / count.clamp(min=1))[clock].view_as(returns)
         self.data["advantages"].copy_(whole * (returns - baseline))
-
-    def _get_samples(self, batch_inds: Any, env: VecNormalize | None = None) -> RolloutBufferSamples:
-        if self.masks:
-            flat = torch.stack(self.masks).transpose(0, 1).flatten(0, 1)
-            self.minibatch_masks = flat.index_select(0, batch_inds)
-        return super()._get_samples(batch_inds, env)
 
 
 class SubPO(PPO):
@@ -119,8 +81,6 @@ class SubPO(PPO):
     Raises:
         InputError: an unknown credit, or Dict observations; in ``learn``, a roll-out in which no episode ends.
     """
-
-    takes_masks = True
 
     policy_aliases: ClassVar[dict[str, type[Any]]] = {"MlpPolicy": MaskedPolicy, "CnnPolicy": MaskedCnnPolicy}
     saved_arguments: ClassVar[tuple[str, ...]] = (
@@ -174,38 +134,12 @@ class SubPO(PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """Fill the buffer with new episodes under the environment's masks, and start afresh behind them."""
-
-        def mask(policy: Any, _: Any) -> None:
-            policy.mask = torch.as_tensor(_action_masks(env), device=self.device)
-            self.rollout_buffer.masks.append(policy.mask)
-
-        hook = self.policy.register_forward_pre_hook(mask) if _is_masked(env) else None
         try:
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         finally:
-            if hook is not None:
-                hook.remove()
-            self.policy.mask = None
             if not bool(torch.as_tensor(self._last_episode_starts).all()):
                 self._last_obs = env.reset_tensor() if isinstance(env, SB3VecEnv) else env.reset()  # type: ignore[assignment]
                 self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
-
-    def predict(
-        self,
-        observation: Any,
-        state: Any = None,
-        episode_start: Any = None,
-        deterministic: bool = False,
-        action_masks: Tensor | np.ndarray | None = None,
-    ) -> tuple[Any, Any]:
-        """As ``PPO.predict``; ``action_masks`` ``(n, actions)`` says what is allowed, as in sb3-contrib."""
-        if action_masks is not None:
-            masks = torch.as_tensor(action_masks, device=self.device)
-            self.policy.mask = masks.reshape(-1, masks.shape[-1]).bool()
-        try:
-            return super().predict(observation, state, episode_start, deterministic)
-        finally:
-            self.policy.mask = None
 
     def policy_loss(self, batch: Minibatch) -> Tensor:
         """The score function weighted by the credits, negated."""
@@ -214,21 +148,3 @@ class SubPO(PPO):
     def value_loss(self, batch: Minibatch) -> Tensor:
         """None: there is no critic."""
         return batch.values.new_zeros(())
-
-    def _evaluate(self, samples: RolloutBufferSamples) -> Minibatch:
-        self.policy.mask = self.rollout_buffer.minibatch_masks
-        try:
-            return super()._evaluate(samples)
-        finally:
-            self.policy.mask = None
-
-
-def _is_masked(env: VecEnv) -> bool:
-    return env.episodes.masked if isinstance(env, SB3VecEnv) else env.has_attr("action_masks")
-
-
-def _action_masks(env: VecEnv) -> Tensor | np.ndarray:
-    """The actions allowed now; ``(n, actions)`` bool."""
-    if isinstance(env, SB3VecEnv):
-        return env.episodes.action_mask()
-    return np.stack(env.env_method("action_masks"))

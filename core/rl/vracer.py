@@ -5,11 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import tempfile
-from pathlib import Path as FilePath
 from typing import Any, ClassVar, Self
 
-import safetensors.torch
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
@@ -17,10 +14,8 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from core import files
 from core.errors import InputError
-from core.rl import checkpoint
-from core.rl.algorithm import DeviceAlgorithm, Path, TrainingDiverged
+from core.rl.algorithm import DeviceAlgorithm, TrainingDiverged
 from core.rl.episode_replay import EpisodeReplayBuffer
 from core.rl.rollout import EndedEpisodes, LazyInfos, env_action
 from core.rl.unvalidated import unvalidated
@@ -414,23 +409,15 @@ class VRACER(DeviceAlgorithm):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
 
-    def save_state(self, path: Path) -> None:
-        """As ``DeviceAlgorithm.save_state``, the replay memory included."""
-        with tempfile.TemporaryDirectory() as folder:
-            super().save_state(FilePath(folder) / "state")
-            tensors, metadata = checkpoint.read_tensors(FilePath(folder) / "state")
+    def memory_tensors(self) -> dict[str, Tensor]:
+        """The replay memory, for ``save_state``."""
         assert self.replay is not None
-        memory = {f"replay.{name}": x.cpu().clone().contiguous() for name, x in self.replay.tensors().items()}
-        FilePath(path).parent.mkdir(parents=True, exist_ok=True)
-        files.write(FilePath(path), safetensors.torch.save(tensors | memory, metadata))
+        return self.replay.tensors()
 
-    def restore_state(self, path: Path) -> None:
-        """As ``DeviceAlgorithm.restore_state``, the replay memory included."""
-        super().restore_state(path)
-        tensors, _ = checkpoint.read_tensors(FilePath(path))
+    def load_memory_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of ``memory_tensors``."""
         self.replay = self._new_replay(self.env)
-        memory = {name.removeprefix("replay."): x for name, x in tensors.items() if name.startswith("replay.")}
-        self.replay.load_tensors(memory)
+        self.replay.load_tensors(tensors)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "replay", "_loss"]

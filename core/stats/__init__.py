@@ -1,6 +1,12 @@
 """Intervals and tests: every number that is printed comes with one."""
 
-from core.stats.bootstrap import clustered_difference, mean_interval, paired_difference, unpaired_difference
+from core.stats.bootstrap import (
+    clustered_difference,
+    mean_interval,
+    nested_ratio,
+    paired_difference,
+    unpaired_difference,
+)
 from core.stats.comparison import (
     holm,
     paired_t_test,
@@ -27,6 +33,7 @@ __all__ = [
     "clustered_difference",
     "holm",
     "mean_interval",
+    "nested_ratio",
     "paired_difference",
     "paired_t_test",
     "permutation_test",

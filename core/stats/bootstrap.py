@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,6 +71,66 @@ def clustered_difference(
     sample = as_sample(differences, "differences", ndim=2)
     means = resampled_means(sample, resamples, seed)
     return _interval(_mean(sample), means, sample.shape[1], level, tested=True)
+
+
+def nested_ratio(
+    numerators: Sequence[Sample],
+    denominators: Sequence[Sample] | None = None,
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap interval of the mean over S groups of sum(numerator) / sum(denominator) within the group.
+
+    Each resample draws S groups with replacement, then the units of each drawn group anew, a unit's numerator and
+    denominator together: studies whose seeds draw their own units (patients with several decisions each). ``n`` of the
+    result is the number of units in all. With few groups the spread between them is understated, as in every bootstrap
+    of few clusters.
+
+    Args:
+        numerators: by group, ``(n_g,)``.
+        denominators: likewise, not negative, each group's sum positive; 1 a unit by default.
+        level: of the interval.
+        resamples: draws.
+        seed: of the draws.
+
+    Raises:
+        InputError: no group, lengths that differ, a group without weight, or as ``mean_interval``.
+    """
+    if not numerators:
+        raise InputError("numerators: no group; at least 1")
+    tops = [as_sample(x, f"numerators[{g}]") for g, x in enumerate(numerators)]
+    given = [np.ones(len(x)) for x in tops] if denominators is None else denominators
+    bottoms = [as_sample(x, f"denominators[{g}]") for g, x in enumerate(given)]
+    for g, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
+        check_paired(top, bottom)
+        if bottom.min() < 0 or bottom.sum() <= 0:
+            raise InputError(f"denominators[{g}]: must not be negative, and their sum must be positive")
+    groups = len(tops)
+    rng = np.random.default_rng(seed)
+    chosen = rng.integers(groups, size=(resamples, groups))
+    means = np.zeros(resamples)
+    for g, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
+        rows, _ = np.nonzero(chosen == g)
+        means += np.bincount(rows, _resampled_ratios(top, bottom, len(rows), rng), minlength=resamples) / groups
+    estimate = float(np.mean([top.sum() / bottom.sum() for top, bottom in zip(tops, bottoms, strict=True)]))
+    return _interval(estimate, means, sum(map(len, tops)), level, tested=True)
+
+
+def _resampled_ratios(
+    top: NDArray[np.float64], bottom: NDArray[np.float64], draws: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Ratios (draws,) of the sums of resampled units; a resample without weight has the ratio of all units."""
+    n, ratios = len(top), np.empty(draws)
+    step = max(1, _DRAWS_AT_ONCE // n)
+    for begin in range(0, draws, step):
+        index = rng.integers(n, size=(min(step, draws - begin), n))
+        weight = bottom[index].sum(1)
+        ratios[begin : begin + step] = np.divide(
+            top[index].sum(1), weight, out=np.full(len(index), top.sum() / bottom.sum()), where=weight > 0
+        )
+    return ratios
 
 
 def resampled_means(

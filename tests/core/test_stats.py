@@ -221,3 +221,28 @@ def test_refusals_name_what_is_wrong_in_one_line(call, message):
     with pytest.raises(InputError, match=message) as refusal:
         call()
     assert "\n" not in str(refusal.value)
+
+
+def test_nested_ratio_of_one_group_without_weights_is_the_mean_interval():
+    x = np.random.default_rng(0).normal(1.0, 2.0, 80)
+    nested, plain = stats.nested_ratio([x]), stats.mean_interval(x)
+    assert nested.mean == pytest.approx(plain.mean)
+    assert [nested.low, nested.high] == pytest.approx([plain.low, plain.high], abs=0.03)
+
+
+def test_nested_ratio_counts_units_by_their_weight_and_groups_alike():
+    numerators, weights = [np.array([3.0, 0.0, 1.0]), np.array([1.0, 1.0])], [np.array([4.0, 0.0, 4.0]), np.ones(2)]
+    found = stats.nested_ratio(numerators, weights)
+    assert found.mean == pytest.approx((0.5 + 1.0) / 2)
+    assert found.n == 5
+    assert 0.25 <= found.low <= found.mean <= found.high <= 1.0
+
+
+def test_nested_ratio_has_the_variance_between_and_within_groups():
+    rng = np.random.default_rng(3)
+    groups = [rng.normal(mean, 1.0, 400) for mean in rng.normal(0.0, 0.5, 30)]
+    means = np.array([g.mean() for g in groups])
+    within = np.mean([g.var() / len(g) for g in groups])
+    found = stats.nested_ratio(groups)
+    expected = np.sqrt((means.var() + within) / len(groups))
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(expected, rel=0.05)

@@ -1,0 +1,91 @@
+"""Judges and debates: accuracy, the features that are shown, calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure as Drawing
+
+from apps.sepsis.evidence import Evidence, interval, per_patient
+from apps.sepsis.figures.appearance import COLOURS, GREY, point, words
+from apps.sepsis.runs import SETTINGS
+from apps.sepsis.table import STRATEGIES
+from simulators.sepsis.features import LEVELS, STATE
+
+MOST_SHOWN = 20
+FEWEST_PAIRS = 20
+"""Pairs below which a bin of the calibration is not drawn."""
+
+
+def accuracies(evidence: Evidence) -> Drawing:
+    """Accuracy of the judge by who argues and in which setting."""
+    held = list(evidence.debates.values())
+    names = list(dict.fromkeys(str(s) for data in held for s in data["strategy"].values))
+    drawing = Drawing(figsize=(8.6, 4.4), layout="constrained")
+    axes = drawing.subplots()
+    drawn = set()
+    for j, setting in enumerate(SETTINGS):
+        for i, name in enumerate(names):
+            tops, bottoms = [], []
+            for data in held:
+                if name in data["strategy"].values:
+                    values = data["correct"].sel(strategy=name, setting=setting).values.astype(float)
+                    top, bottom = per_patient(data["patient"].values, values, np.ones(len(values)))
+                    tops.append(top)
+                    bottoms.append(bottom)
+            if np.isfinite(np.concatenate(tops)).all():
+                point(axes, i + 0.16 * (j - 1), interval((tops, bottoms)), COLOURS[j], "os^D"[j])
+                drawn.add(setting)
+        if setting in drawn:
+            axes.plot([], [], "os^D"[j], color=COLOURS[j], label=setting)
+    for name, label in (("random", "random features"), ("full", "whole state")):
+        mean = 100 * float(np.mean([data[name].values.mean() for data in evidence.prepared.values()]))
+        axes.axhline(mean, color=GREY, linewidth=1, linestyle="--")
+        axes.annotate(label, (1, mean), xycoords=("axes fraction", "data"), xytext=(-4, 3), ha="right", fontsize=8,
+                      textcoords="offset points", color=GREY)  # fmt: skip
+    words(axes, [STRATEGIES.get(name, name) for name in names])
+    axes.set_ylabel("the judge sides with the logged action (%)")
+    axes.legend(fontsize=8)
+    return drawing
+
+
+def shown_features(evidence: Evidence) -> Drawing:
+    """Share of the debates that show a feature, by level of each drug of the action argued for."""
+    counts = np.sum([data["shown"].values for data in evidence.debates.values()], axis=0)
+    by_action = counts.reshape(len(STATE), LEVELS, LEVELS)
+    items = counts.sum() / max(_debates(evidence), 1)
+    order = counts.sum(1).argsort()[::-1][:MOST_SHOWN]
+    drawing = Drawing(figsize=(7.2, 6.4), layout="constrained")
+    grid = drawing.subplots(1, 2, sharey=True)
+    for axes, (drug, axis) in zip(grid, (("fluid", 2), ("vasopressor", 1)), strict=True):
+        table = by_action.sum(axis)
+        debates = table.sum(0) / items
+        share = 100 * table[order] / np.maximum(debates, 1)
+        image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0)
+        axes.set(xlabel=f"{drug} level of the logged action", xticks=range(LEVELS))
+        drawing.colorbar(image, ax=axes, label="share of the debates (%)")
+    grid[0].set_yticks(range(len(order)), [STATE[i] for i in order])
+    return drawing
+
+
+def _debates(evidence: Evidence) -> int:
+    return sum(data.sizes["pair"] for data in evidence.debates.values())
+
+
+def judge_calibration(evidence: Evidence) -> Drawing:
+    """Accuracy against confidence, a line a seed."""
+    drawing = Drawing(figsize=(4.4, 4.2), layout="constrained")
+    axes = drawing.subplots()
+    axes.plot([50, 100], [50, 100], color=GREY, linewidth=1, linestyle=":")
+    for i, (seed, data) in enumerate(evidence.prepared.items()):
+        kept = data["count"].values >= FEWEST_PAIRS
+        error = 100 * float(data.attrs["calibration_error"])
+        axes.plot(
+            100 * data["confidence"].values[kept],
+            100 * data["accuracy"].values[kept],
+            "o-",
+            color=COLOURS[i % len(COLOURS)],
+            label=f"seed {seed} (mean error {error:.1f} points)",
+        )
+    axes.set(xlabel="probability that the judge gives its choice (%)", ylabel="the logged action was its choice (%)")
+    axes.legend(fontsize=8)
+    return drawing

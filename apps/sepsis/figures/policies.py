@@ -1,0 +1,149 @@
+"""Policies: survival, preference, verdicts, actions and doses."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from apps.sepsis.evidence import Evidence, Undecided, interval
+from apps.sepsis.figures.appearance import COLOURS, GREY, point, words
+from core.stats import nested_ratio, proportion_interval
+from simulators.sepsis.features import ACTIONS, LEVELS
+
+VERDICTS = ((-1, "baseline preferred", "#d55e00"), (0, "same action", "#bbbbbb"), (1, "policy preferred", "#0072b2"))
+
+
+def _arms(evidence: Evidence, learner: str) -> list[str]:
+    return [arm for name, arm in evidence.trained if name == learner]
+
+
+def _panels(learners: tuple[str, ...], height: float = 3.8) -> tuple[Drawing, list[Axes]]:
+    drawing = Drawing(figsize=(4.8 * len(learners) + 0.6, height), layout="constrained")
+    grid = drawing.subplots(1, len(learners), sharey=True, squeeze=False)[0]
+    for axes, learner in zip(grid, learners, strict=True):
+        axes.set_title(f"{learner} learner")
+    return drawing, list(grid)
+
+
+def survivals(evidence: Evidence, learners: tuple[str, ...]) -> Drawing:
+    """Survival by arm, a panel a learner."""
+    drawing, grid = _panels(learners)
+    for axes, learner in zip(grid, learners, strict=True):
+        arms = _arms(evidence, learner)
+        for i, arm in enumerate(arms):
+            values = evidence.survival(learner, arm)
+            axes.plot([i - 0.18] * len(values), [100 * x.mean() for x in values], ".", color=GREY, markersize=4)
+            point(axes, i, nested_ratio(values), COLOURS[i % len(COLOURS)])
+        with suppress(Undecided):
+            axes.axhline(100 * nested_ratio(evidence.physician()).mean, color=GREY, linewidth=1, linestyle="--")
+            axes.annotate(
+                "physician",
+                (1, 100 * nested_ratio(evidence.physician()).mean),
+                xycoords=("axes fraction", "data"),
+                xytext=(-4, 3),
+                textcoords="offset points",
+                ha="right",
+                color=GREY,
+                fontsize=8,
+            )
+        words(axes, arms)
+    grid[0].set_ylabel("survival (%)")
+    return drawing
+
+
+def preferences(evidence: Evidence, learners: tuple[str, ...]) -> Drawing:
+    """Preference over lambda 0 by arm, after a debate and by the full judge."""
+    drawing, grid = _panels(learners)
+    kinds = (("by_debate", "after a debate", "#0072b2", -0.1), ("by_full_judge", "whole state", "#d55e00", 0.1))
+    for axes, learner in zip(grid, learners, strict=True):
+        arms = [arm for arm in _arms(evidence, learner) if arm != "lambda 0"]
+        for by, label, colour, shift in kinds:
+            with suppress(Undecided):
+                for i, arm in enumerate(arms):
+                    point(axes, i + shift, interval(evidence.preference(learner, arm, by)), colour)
+                point(axes, len(arms) + shift, interval(evidence.preference_of(learner, "clinician", by)), colour, "s")
+            axes.plot([], [], "o", color=colour, label=label)
+        axes.axhline(50, color=GREY, linewidth=1, linestyle=":")
+        words(axes, [*arms, "cloned clinician"])
+    grid[0].set_ylabel("preferred to lambda 0 (% of differing steps)")
+    grid[0].legend(fontsize=8)
+    return drawing
+
+
+def verdicts(evidence: Evidence, learners: tuple[str, ...]) -> Drawing:
+    """Shares of all test steps, stacked."""
+    drawing, grid = _panels(learners)
+    for axes, learner in zip(grid, learners, strict=True):
+        arms = [arm for arm in _arms(evidence, learner) if arm != "lambda 0"]
+        bottom = np.zeros(len(arms))
+        for value, label, colour in VERDICTS:
+            shares = np.array([_share(evidence, learner, arm, value) for arm in arms])
+            axes.bar(range(len(arms)), shares, bottom=bottom, color=colour, label=label, width=0.65)
+            for i, (share, start) in enumerate(zip(shares, bottom, strict=True)):
+                if share > 6:
+                    axes.text(i, start + share / 2, f"{share:.0f}", ha="center", va="center", fontsize=8)
+            bottom += shares
+        words(axes, arms)
+    grid[0].set_ylabel("test steps (%)")
+    grid[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return drawing
+
+
+def _share(evidence: Evidence, learner: str, arm: str, value: int) -> float:
+    baseline = evidence.policy(learner, "lambda 0")
+    shares = []
+    for seed, data in evidence.policy(learner, arm).items():
+        same = data["action"].values == baseline[seed]["action"].values
+        chosen = same if value == 0 else ~same & (data["by_debate"].values == value)
+        shares.append(100 * chosen.mean())
+    return float(np.mean(shares))
+
+
+def action_maps(evidence: Evidence, learner: str) -> Drawing:
+    """Fluid by vasopressor level, the clinician and up to three policies."""
+    counts = {"clinician": np.sum([data["actions"].values for data in evidence.prepared.values()], axis=0)}
+    arms = _arms(evidence, learner)
+    shown = [arm for arm in ("lambda 0", "debate 0.5", "state 0.5") if arm in arms] or arms[:3]
+    for arm in shown:
+        chosen = [data["action"].values for data in evidence.trained[learner, arm].values()]
+        counts[arm] = np.bincount(np.concatenate(chosen), minlength=ACTIONS)
+    drawing = Drawing(figsize=(3.0 * len(counts) + 1, 3.4), layout="constrained")
+    grid = drawing.subplots(1, len(counts), sharey=True, squeeze=False)[0]
+    shares = {name: 100 * count.reshape(LEVELS, LEVELS) / count.sum() for name, count in counts.items()}
+    top = max(share.max() for share in shares.values())
+    for axes, (name, share) in zip(grid, shares.items(), strict=True):
+        image = axes.imshow(share, origin="lower", cmap="Blues", vmin=0, vmax=top)
+        for fluid, vaso in np.ndindex(LEVELS, LEVELS):
+            colour = "white" if share[fluid, vaso] > 0.6 * top else "black"
+            axes.text(vaso, fluid, f"{share[fluid, vaso]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        axes.set(title=name, xlabel="vasopressor level", xticks=range(LEVELS), yticks=range(LEVELS))
+    grid[0].set_ylabel("fluid level")
+    drawing.colorbar(image, ax=list(grid), label="share of the test steps (%)")
+    return drawing
+
+
+def dose_excesses(evidence: Evidence, learner: str) -> Drawing:
+    """Mortality by clinician dose less policy dose, a panel a drug."""
+    arms = _arms(evidence, learner)
+    shown = [arm for arm in ("lambda 0", "debate 0.5", "state 0.5") if arm in arms] or arms[:3]
+    drawing = Drawing(figsize=(9.6, 3.8), layout="constrained")
+    for axes, drug in zip(drawing.subplots(1, 2, sharey=True), ("fluid", "vasopressor"), strict=True):
+        for i, arm in enumerate(shown):
+            found = list(evidence.trained[learner, arm].values())
+            deaths = np.sum([data[f"deaths_{drug}"].values for data in found], axis=0)
+            patients = np.sum([data[f"patients_{drug}"].values for data in found], axis=0)
+            centres = found[0][f"excess_{drug}"]
+            step = float(centres[1] - centres[0])
+            for centre, died, n in zip(centres.values, deaths, patients, strict=True):
+                if n:
+                    share = proportion_interval(int(died), int(n))
+                    point(axes, centre + 0.12 * (i - 1) * step, share, COLOURS[i])
+            axes.plot([], [], "o", color=COLOURS[i], label=arm)
+        axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
+        axes.set_xlabel(f"{centres.attrs['long_name']} ({centres.attrs['units']})")
+    drawing.axes[0].set_ylabel("mortality (%)")
+    drawing.axes[0].legend(fontsize=8)
+    return drawing

@@ -1,0 +1,323 @@
+"""The runs of the sepsis study: judges, debates and policies of a seed, and what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+import xarray as xr
+from pydantic import Field
+from torch import Tensor
+
+from apps.sepsis.arguments import Arguments, DebaterKind
+from apps.sepsis.debate import Debater, Order, argue_alone, compare, hold_debate, verdict
+from apps.sepsis.debaters import FirstOrderDebater, LookaheadDebater, RandomDebater
+from apps.sepsis.estimates import EstimateSettings, as_dataset, estimate
+from apps.sepsis.judge import Judge, calibration, judge_accuracy
+from apps.sepsis.metrics import action_counts, dose_excess, evidence_counts
+from apps.sepsis.policies import LearnedPolicy
+from apps.sepsis.preferences import Preferences
+from apps.sepsis.products import (
+    ClinicianProduct,
+    ConfuserProduct,
+    DebatersProduct,
+    JudgeProduct,
+    PolicyProduct,
+    arguments_of,
+    preferences_of,
+)
+from apps.sepsis.settings import MechanisticPatients, RecordedPatients, Source, TabularPatients
+from core.files import read_json
+from core.seeds import stream
+from core.study import Context, Run
+from simulators.sepsis import Physician, Sepsis44, icusepsis, survival
+from simulators.sepsis.cohort import Cohort
+from simulators.sepsis.features import ACTIONS, STATE
+from simulators.sepsis.icusepsis import ICUSepsis44
+
+SETTINGS = ("alone", "itself", "refuted", "confused")
+RANDOM_DRAWS = 5
+"""Draws of random evidence for each pair."""
+EVALUATION_SEED = stream(0, "patients that every policy meets")
+
+
+class Prepare(Run):
+    """The judges of a seed, and how good they are on the test pairs; how the physician does."""
+
+    judge: JudgeProduct
+    """Of a few items."""
+    full: JudgeProduct
+    """Of the whole state."""
+    clinician: ClinicianProduct
+    """The estimated behaviour policy."""
+    subjects: int = Field(ge=2)
+    """New patients whose survival is computed, where there is a simulator."""
+    tuples: int = Field(ge=2)
+    """Test pairs at most."""
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return f"judges, seed {self.judge.seed}"
+
+    def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
+        """``random`` and ``full`` accuracy of each pair, calibration, and survival of physician and clinician."""
+        cohort = self.judge.cohort.open(context)
+        judge, full = self.judge.open(context), self.full.open(context)
+        clinician = self.clinician.open(context)
+        pairs = test_pairs(cohort, self.judge, self.tuples)
+        generator = torch.Generator(pairs.state.device).manual_seed(stream(self.judge.seed, "random evidence"))
+        every = torch.ones_like(pairs.state, dtype=torch.bool)
+        seen = compare(full, pairs.state, every, pairs.preferred, pairs.rejected) > 0
+        test = cohort.steps("test")
+        likely = clinician.probabilities(test.state)
+        reliability = calibration(judge, pairs, generator)
+        data = {
+            **{name: ("bin", _array(getattr(reliability, name))) for name in ("confidence", "accuracy", "count")},
+            "random": ("pair", _array(judge_accuracy(judge, pairs, generator, RANDOM_DRAWS))),
+            "full": ("pair", _array(seen.float())),
+            "patient": ("pair", _array(pairs.patient)),
+            "cloned": ("step", _array(likely.argmax(1) == test.action)),
+            "step_patient": ("step", _array(test.patient)),
+            "actions": ("action", _array(action_counts(test.action))),
+        }
+        found = xr.Dataset(data, attrs={"calibration_error": reliability.error})
+        if cohort.behaviour is not None:
+            true = cohort.flat(cohort.behaviour, "test")
+            found["ceiling"] = ("pair", _array(_ceiling(true, test.patient, test.step, pairs)))
+        source = self.judge.cohort.source
+        lived = survival_of(
+            source, cohort, lambda seen: clinician.probabilities(seen).argmax(1), self.subjects, context
+        )
+        if lived is not None:
+            found["clinician_survival"] = ("subject", lived)
+        if isinstance(source, MechanisticPatients):
+            physician = Physician(source.temperature, source.bias)
+            treated = survival(Sepsis44(), physician, self.subjects, EVALUATION_SEED, device=context.device)
+            found["physician_survival"] = ("subject", _array(treated))
+        return found
+
+
+class Debates(Run):
+    """How often the judge sides with the logged action, by who argues, alone, against its like and refuted."""
+
+    prepared: Prepare
+    """The judges."""
+    learned: tuple[DebatersProduct, ...] = ()
+    """Trained debaters that take part."""
+    confusers: tuple[ConfuserProduct, ...] = ()
+    """Trained attackers, one for each of them."""
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return f"debates, seed {self.prepared.judge.seed}"
+
+    def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
+        """``correct`` (strategy, setting, pair), 1 or 0, NaN where a setting makes no sense for a strategy.
+
+        Settings: ``alone`` (all items by the one who argues for the logged action, half of them for ``precommit``),
+        ``itself`` (against its like), ``refuted`` (by the one-step search for the rejected action),
+        ``confused`` (by the attacker that was trained against the debater).
+        """
+        prepared = self.prepared
+        cohort = prepared.judge.cohort.open(context)
+        judge = prepared.judge.open(context)
+        pairs = test_pairs(cohort, prepared.judge, prepared.tuples)
+        players = _players(judge, self.learned, stream(prepared.judge.seed, "random debater"), context)
+        found = {}
+        attackers = {f"ppo_{product.against.kind}": product.open(context) for product in self.confusers}
+        for i, (name, pair) in enumerate(players.items()):
+            seed = stream(prepared.judge.seed, f"debates {name}")
+            found[name] = _accuracies(judge, pairs, name, pair, attackers.get(name), seed)
+            context.progress((i + 1) / len(players), name)
+        settings = list(SETTINGS)
+        correct = np.stack([np.stack([found[name][s] for s in settings]) for name in found])
+        shown = Arguments(judge, "lookahead").evidence(
+            pairs.state, pairs.preferred, pairs.rejected, stream(prepared.judge.seed, "shown")
+        )
+        return xr.Dataset(
+            {
+                "correct": (("strategy", "setting", "pair"), correct),
+                "patient": ("pair", _array(pairs.patient)),
+                "shown": (("feature", "action"), _array(evidence_counts(shown, pairs.preferred))),
+            },
+            {"strategy": list(found), "setting": settings, "feature": list(STATE), "action": np.arange(ACTIONS)},
+        )
+
+
+def _players(
+    judge: Judge, learned: tuple[DebatersProduct, ...], seed: int, context: Context
+) -> dict[str, tuple[Debater, Debater]]:
+    """Who argues for the logged action, and who against it among its like."""
+    search, cheap = LookaheadDebater(judge), FirstOrderDebater(judge)
+    dice = RandomDebater(torch.Generator(context.device).manual_seed(seed))
+    known: dict[str, tuple[Debater, Debater]] = {
+        "random": (dice, dice),
+        "first_order": (cheap, cheap),
+        "precommit_first_order": (cheap, cheap),
+        "lookahead": (search, search),
+    }
+    return known | {f"ppo_{product.kind}": product.open(context) for product in learned}
+
+
+def _accuracies(
+    judge: Judge, pairs: Preferences, name: str, players: tuple[Debater, Debater], confuser: Debater | None, seed: int
+) -> dict[str, np.ndarray]:
+    """Whether the preferred action wins each pair, by setting."""
+    state, good, bad = pairs.state, pairs.preferred, pairs.rejected
+    one, two = players
+    attack, items = LookaheadDebater(judge), judge.items
+    generator = torch.Generator(state.device).manual_seed(seed)
+    upfront = "precommit" in name
+    held = {"alone": argue_alone(state, good, bad, one, items // 2 if upfront else items)}
+    rivals = {"itself": None if upfront else two, "refuted": attack, "confused": confuser}
+    order: Order = "upfront" if upfront else "alternating"
+    for setting, rival in rivals.items():
+        if rival is not None:
+            held[setting] = hold_debate(state, good, bad, one, rival, items, order=order, generator=generator)
+    won = {setting: _array((verdict(judge, debate) > 0).float()) for setting, debate in held.items()}
+    return {setting: won.get(setting, np.full(len(pairs), np.nan, np.float32)) for setting in SETTINGS}
+
+
+class Train(Run):
+    """A policy: trained, its survival on common new patients, and what judges say of it and of the baseline."""
+
+    policy: PolicyProduct
+    """What is trained."""
+    prepared: Prepare
+    """The judges, and the size of the evaluation."""
+    baseline: Train | None = None
+    """The policy of lambda 0 of the same learner; None for that policy itself."""
+    debaters: DebaterKind
+    """Who debates the two policies' actions."""
+    trained: DebatersProduct | None = None
+    """The trained debaters, where they do."""
+    estimates: EstimateSettings | None = None
+    """Off-policy estimates from the test patients; None for none."""
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return self.policy.label
+
+    def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
+        """See ``judged`` for the comparison with the baseline; ``survival`` (subject) where there is a simulator."""
+        folder = context.product(self.policy)
+        policy = LearnedPolicy.load(folder, context.device)
+        cohort = self.policy.cohort.open(context)
+        test = cohort.steps("test")
+        action = policy.greedy(test.state)
+        pairs = test_pairs(cohort, self.prepared.judge, self.prepared.tuples)
+        q = policy.q.q_values(pairs.state)
+        ahead = q.gather(1, pairs.preferred[:, None]) >= q.gather(1, pairs.rejected[:, None])
+        found = xr.Dataset(
+            {
+                "action": ("step", _array(action)),
+                "patient": ("step", _array(test.patient)),
+                "aligned": ("pair", _array(ahead[:, 0].float())),
+                "pair_patient": ("pair", _array(pairs.patient)),
+            },
+            attrs=read_json(folder / "training.json"),
+        )
+        rows = (cohort.split == 2).nonzero()[:, 0]
+        found = found.merge(dose_excess(cohort, rows, cohort.padded(action, "test")))
+        if self.baseline is not None:
+            rival = torch.as_tensor(inputs["baseline"]["action"].values, device=context.device)
+            found = found.merge(judged(cohort, action, rival, self, context))
+        lived = survival_of(self.policy.cohort.source, cohort, policy.greedy, self.prepared.subjects, context)
+        if lived is not None:
+            found["survival"] = ("subject", lived)
+        if self.estimates is not None:
+            clinician = self.prepared.clinician.open(context)
+            kept = context.checkpoint / "fitted_q.safetensors"
+            told = estimate(cohort, policy, clinician, self.estimates, self.policy.seed, checkpoint=kept)
+            found = found.merge(as_dataset(told))
+        return found
+
+
+def judged(cohort: Cohort, action: Tensor, rival: Tensor, run: Train | Reference, context: Context) -> xr.Dataset:
+    """``by_debate`` and ``by_full_judge`` (step): 1 ``action`` is preferred to ``rival``, -1 the reverse, 0 neither."""
+    state = cohort.steps("test").state
+    judge, full = run.prepared.judge.open(context), run.prepared.full.open(context)
+    seed = stream(run.prepared.judge.seed, "debates of policies")
+    shown = arguments_of(judge, run.debaters, run.trained, context).evidence(state, action, rival, seed)
+    every = torch.ones_like(shown)
+    return xr.Dataset(
+        {
+            "by_debate": ("step", _array(compare(judge, state, shown, action, rival))),
+            "by_full_judge": ("step", _array(compare(full, state, every, action, rival))),
+        }
+    )
+
+
+class Reference(Run):
+    """What the judge says of the clinician's actions, logged and estimated, against the policy of lambda 0."""
+
+    prepared: Prepare
+    """The judges."""
+    baseline: Train
+    """The policy of lambda 0."""
+    debaters: DebaterKind
+    """Who debates."""
+    trained: DebatersProduct | None = None
+    """The trained debaters, where they do."""
+
+    @property
+    def label(self) -> str:
+        """Name on the screen."""
+        return f"clinician against {self.baseline.policy.learner.name} lambda 0, seed {self.prepared.judge.seed}"
+
+    def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
+        """As ``judged``, along ``who``: ``clinician`` (greedy) and ``logged``."""
+        cohort = self.prepared.judge.cohort.open(context)
+        test = cohort.steps("test")
+        rival = torch.as_tensor(inputs["baseline"]["action"].values, device=context.device)
+        greedy = self.prepared.clinician.open(context).probabilities(test.state).argmax(1)
+        parts = [judged(cohort, action, rival, self, context) for action in (greedy, test.action)]
+        found = xr.concat(parts, xr.Variable("who", ["clinician", "logged"]))
+        found["action"] = (("who", "step"), np.stack([_array(greedy), _array(test.action)]))
+        return found.assign(patient=("step", _array(test.patient)))
+
+
+def test_pairs(cohort: Cohort, judge: JudgeProduct, at_most: int) -> Preferences:
+    """The test pairs of a seed, the same for every judge and debater."""
+    pairs = preferences_of(cohort, "test", judge.how, judge.seed)
+    generator = torch.Generator().manual_seed(stream(judge.seed, "test pairs"))
+    chosen = torch.randperm(len(pairs), generator=generator)[:at_most].sort().values
+    return pairs.take(chosen.to(pairs.state.device))
+
+
+def _ceiling(behaviour: Tensor, patient: Tensor, step: Tensor, pairs: Preferences) -> Tensor:
+    """Whether the true probabilities ``(N, 25)`` of the test steps order each pair as it is."""
+    longest = int(step.max()) + 1
+    row = torch.searchsorted(patient * longest + step, pairs.patient * longest + pairs.step)
+    likely = behaviour[row]
+    return likely.gather(1, pairs.preferred[:, None])[:, 0] > likely.gather(1, pairs.rejected[:, None])[:, 0]
+
+
+def survival_of(
+    source: Source, cohort: Cohort, greedy: Callable[[Tensor], Tensor], subjects: int, context: Context
+) -> np.ndarray | None:
+    """Survival of new patients ``(subjects,)`` treated by ``greedy``, from normalised states to actions.
+
+    All policies and seeds meet the same patients and the same luck. None where there is no simulator.
+    """
+    if isinstance(source, RecordedPatients):
+        return None
+    if isinstance(source, TabularPatients):
+        chain = ICUSepsis44(kappa=source.kappa)
+        act = lambda seen, state=None: greedy(seen.float())  # noqa: E731
+        return _array(icusepsis.survival(chain.on(context.device), act, subjects, EVALUATION_SEED, context.device))
+    scale = cohort.normalisation
+    assert scale is not None
+    act = lambda seen, state=None: greedy(scale.apply(seen.float()))  # noqa: E731
+    return _array(survival(Sepsis44(), act, subjects, EVALUATION_SEED, device=context.device))
+
+
+def _array(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()
+
+
+Train.model_rebuild()
