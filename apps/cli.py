@@ -33,6 +33,9 @@ APPS = {
     "payments": App("Exploration for payment decisions, learned and proven on logs, and a service.", "PaymentsStudy"),
     "turbulence": App("Closures of two-dimensional turbulence: classical, tuned and learned.", "TurbulenceStudy"),
     "chaos": App("Forecasting of chaotic systems: how long, at what cost, and who won.", "ChaosStudy"),
+    "sepsis": App(
+        "Treatment policies that can be justified to a judge, and debates that test the judge.", "SepsisStudy"
+    ),
     "mri": App("Which k-space lines to acquire next, with a posterior at every step.", "MRIStudy"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import xarray as xr
 from pydantic import Field
@@ -12,13 +12,17 @@ from torch import Tensor
 
 from apps.sepsis.clinician import Clinician
 from apps.sepsis.policies import LearnedPolicy
-from core.offline import Estimate, FittedQEvaluation, evaluate_policy, softened
+from core.errors import InputError
+from core.offline import Estimate, FittedQEvaluation, Trajectories, evaluate_policy, softened
+from core.offline.evaluation import FLOOR
 from core.seeds import stream
+from core.stats import Interval, mean_interval
 from core.study import Config
 from simulators.sepsis.cohort import Cohort
 from simulators.sepsis.features import ACTIONS
 
 EstimatorName = Literal["IS", "WIS", "PDIS", "WPDIS", "DR", "WDR", "FQE"]
+ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 WITH_MODEL = ("DR", "WDR", "FQE")
 
 
@@ -78,8 +82,7 @@ def estimate(
     reward = cohort.rewards()
     test = cohort.dataset(reward, "test")
     target = target_probabilities(policy, settings)
-    known = cohort.behaviour is not None and settings.behaviour == "known"
-    behaviour = None if known or clinician is None else clinician.probabilities(test.observations)
+    behaviour = _behaviour(cohort, test.observations, clinician, settings)
     q = None
     if set(settings.estimators) & set(WITH_MODEL):
         model = FittedQEvaluation(
@@ -102,6 +105,38 @@ def estimate(
         seed=stream(seed, "estimates"),
         compat=settings.compat,
     )
+
+
+def log_weights(
+    cohort: Cohort, policy: LearnedPolicy, clinician: Clinician | None, settings: EstimateSettings
+) -> Tensor:
+    """``(E,)`` logarithms of the importance weights of the test patients, not clipped: how far policy and log overlap.
+
+    Raises:
+        InputError: as ``estimate``.
+    """
+    test = cohort.dataset(cohort.rewards(), "test")
+    behaviour = _behaviour(cohort, test.observations, clinician, settings)
+    target = target_probabilities(policy, settings)(test.observations)
+    official = settings.compat == "official"
+    floor = None if behaviour is None or official else FLOOR
+    return Trajectories.of(test, target, behaviour, floor=floor, official=official).final_log_weights
+
+
+def logged_outcome(cohort: Cohort, gamma: float) -> Interval:
+    """Mean discounted outcome of the test patients, which is the clinician's own."""
+    test = cohort.subset("test")
+    discounted = gamma ** (test.lengths - 1).double() * test.outcome.double()
+    return mean_interval(discounted.cpu())
+
+
+def _behaviour(cohort: Cohort, state: Tensor, clinician: Clinician | None, settings: EstimateSettings) -> Tensor | None:
+    """Estimated probabilities ``(N, 25)`` of the behaviour policy; None where the cohort's own are to be used."""
+    if cohort.behaviour is not None and settings.behaviour == "known":
+        return None
+    if clinician is None:
+        raise InputError("clinician: none given, and the behaviour policy is not known (or not to be used)")
+    return clinician.probabilities(state)
 
 
 def as_dataset(found: list[Estimate]) -> xr.Dataset:

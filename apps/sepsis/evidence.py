@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
+from torch import Tensor
 
 from apps.sepsis.settings import Arm
 from core.stats import Interval, nested_ratio
@@ -132,6 +134,14 @@ def per_patient(patient: NDArray[np.int64], top: Numbers, bottom: Numbers) -> tu
     """Sums of the rows of each patient that has any."""
     _, index = np.unique(patient, return_inverse=True)
     return np.bincount(index, top).astype(np.float64), np.bincount(index, bottom).astype(np.float64)
+
+
+def share(value: Tensor, patient: Tensor, where: Tensor | None = None) -> Interval | None:
+    """Mean of ``value`` (N,) over the rows ``where`` (N,) bool, patients resampled; None with fewer than 2 of them."""
+    kept = torch.ones_like(value, dtype=torch.float64) if where is None else where.double()
+    arrays = [x.cpu().numpy() for x in (patient, value.double() * kept, kept)]
+    top, bottom = per_patient(*arrays)
+    return nested_ratio([top], [bottom]) if len(top) > 1 and bottom.sum() else None
 
 
 def _won(results: Mapping[int, tuple[xr.Dataset, xr.DataArray]], by: str) -> Parts:

@@ -188,17 +188,19 @@ class DebateGame:
         Raises:
             InputError: a rival to be sampled, and no noise.
         """
-        pairs = self.preferences.take(rows)
+        patient, preferred, rejected = (
+            x[rows] for x in (self.preferences.state, self.preferences.preferred, self.preferences.rejected)
+        )
         yes = torch.ones_like(rows, dtype=torch.bool)
         given = {"preferred": yes, "rejected": ~yes, "both": yes if holds_preferred is None else holds_preferred}
         first = {"learner": yes, "rival": ~yes, "drawn": yes if starts is None else starts}
         for_it = given[self.role]
         state = DebateState(
             row=rows,
-            patient=pairs.state,
-            own=torch.where(for_it, pairs.preferred, pairs.rejected),
-            other=torch.where(for_it, pairs.rejected, pairs.preferred),
-            revealed=torch.zeros_like(pairs.state, dtype=torch.bool),
+            patient=patient,
+            own=torch.where(for_it, preferred, rejected),
+            other=torch.where(for_it, rejected, preferred),
+            revealed=torch.zeros_like(patient, dtype=torch.bool),
             turn=torch.zeros_like(rows),
             starts=first[self.starter],
         )

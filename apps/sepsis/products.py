@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from apps.sepsis.arguments import Arguments, DebaterKind
+from apps.sepsis.arguments import SIDES, Arguments, DebaterKind
 from apps.sepsis.clinician import Clinician, train_clinician
 from apps.sepsis.judge import Judge, JudgeSettings, train_judge
 from apps.sepsis.learned_debaters import (
@@ -21,7 +21,7 @@ from apps.sepsis.learned_debaters import (
 )
 from apps.sepsis.policies import LearnedPolicy, train_policy
 from apps.sepsis.preferences import How, Preferences, draw_preferences
-from apps.sepsis.rewards import debate_reward, environment_reward, mixed_reward
+from apps.sepsis.rewards import total_reward
 from apps.sepsis.settings import (
     Arm,
     ClinicianSettings,
@@ -39,11 +39,11 @@ from core.seeds import stream
 from core.study import Context, Product
 from simulators.sepsis import Physician, Sepsis44, icusepsis, simulate_cohort
 from simulators.sepsis.cohort import Cohort, Split
-from simulators.sepsis.features import STATE
 from simulators.sepsis.icusepsis import ICUSepsis44
 
-SIDES = ("for", "against")
 COHORT, CLINICIAN, DEBATES = "cohort.nc", "clinician", "debates.safetensors"
+PAID = "paid debates"
+"""Names the random numbers of the debates that a policy is paid for."""
 
 
 class CohortProduct(Product):
@@ -260,14 +260,8 @@ class PaidDebates(Product):
         cohort = self.baseline.cohort.open(context)
         steps = cohort.steps()
         rival = LearnedPolicy.load(context.product(self.baseline), context.device).greedy(steps.state)
-        judge = self.judge.open(context)
-        arguments = arguments_of(judge, self.debaters, self.trained, context)
-        evidence = arguments.evidence(steps.state, steps.action, rival, stream(self.baseline.seed, "paid debates"))
-        scores = {
-            "score": judge.score(steps.state, evidence, steps.action),
-            "rival": judge.score(steps.state, evidence, rival),
-            "differs": steps.action != rival,
-        }
+        arguments = arguments_of(self.judge.open(context), self.debaters, self.trained, context)
+        scores = arguments.scores(steps.state, steps.action, rival, stream(self.baseline.seed, PAID))
         content = safetensors.torch.save({name: x.cpu().contiguous() for name, x in scores.items()})
         files.write(directory / DEBATES, content)
 
@@ -278,9 +272,7 @@ class PaidDebates(Product):
 
 
 def arguments_of(judge: Judge, kind: DebaterKind, trained: DebatersProduct | None, context: Context) -> Arguments:
-    """Who argues before a judge; one that sees everything needs nobody."""
-    if judge.items == len(STATE):
-        return Arguments(judge, "state")
+    """Who argues before a judge."""
     return Arguments(judge, kind, None if trained is None else trained.open(context))
 
 
@@ -308,11 +300,9 @@ class PolicyProduct(Product):
     def make(self, directory: Path, context: Context) -> None:
         """Train it on the training and validation split."""
         cohort = self.cohort.open(context)
-        reward = environment_reward(cohort, self.settings.shaping)
-        if self.paid is not None:
-            held = self.paid.open(context)
-            won = debate_reward(held["score"], held["rival"], self.settings.debate_reward, held["differs"])
-            reward = mixed_reward(self.arm.lam, reward, cohort.padded(won))
+        scores = None if self.paid is None else self.paid.open(context)
+        settings = self.settings
+        reward = total_reward(cohort, self.arm.lam, scores, shaping=settings.shaping, kind=settings.debate_reward)
         policy, clipped = train_policy(
             cohort,
             reward,

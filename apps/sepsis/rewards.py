@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -59,6 +60,35 @@ def debate_reward(score: Tensor, rival: Tensor, kind: DebateReward = "01", diffe
     gap = score - rival
     paid = {"01": (gap > 0).to(gap), "sign": torch.sign(gap), "prob": torch.sigmoid(gap)}[kind]
     return paid if differs is None else torch.where(differs, paid, 0.0)
+
+
+def total_reward(
+    cohort: Cohort,
+    lam: float = 0.0,
+    scores: Mapping[str, Tensor] | None = None,
+    *,
+    shaping: Shaping = "none",
+    kind: DebateReward = "01",
+) -> Tensor:
+    """``(P, T)`` what a policy is paid for the logged actions.
+
+    Args:
+        cohort: P patients.
+        lam: lambda, the share of the debates.
+        scores: ``score``, ``rival`` and ``differs`` ``(N,)`` of all steps (``Arguments.scores``); None with lambda 0.
+        shaping: see ``environment_reward``.
+        kind: see ``debate_reward``.
+
+    Raises:
+        InputError: lambda outside [0, 1], lambda above 0 without scores, or as ``environment_reward``.
+    """
+    environment = environment_reward(cohort, shaping)
+    if scores is None:
+        if lam != 0:
+            raise InputError(f"lambda: {lam}; without debates it must be 0")
+        return environment
+    won = debate_reward(scores["score"], scores["rival"], kind, scores["differs"])
+    return mixed_reward(lam, environment, cohort.padded(won))
 
 
 def mixed_reward(lam: float, environment: Tensor, debate: Tensor) -> Tensor:

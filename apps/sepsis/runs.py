@@ -11,11 +11,13 @@ from pydantic import Field
 from torch import Tensor
 
 from apps.sepsis.arguments import Arguments, DebaterKind
-from apps.sepsis.debate import Debater, Order, argue_alone, compare, hold_debate, verdict
+from apps.sepsis.debate import Debater, compare, verdict
 from apps.sepsis.debaters import FirstOrderDebater, LookaheadDebater, RandomDebater
 from apps.sepsis.estimates import EstimateSettings, as_dataset, estimate
 from apps.sepsis.judge import Judge, calibration, judge_accuracy
+from apps.sepsis.matches import SETTINGS, matches
 from apps.sepsis.metrics import action_counts, dose_excess, evidence_counts
+from apps.sepsis.outcomes import SEED, true_survival
 from apps.sepsis.policies import LearnedPolicy
 from apps.sepsis.preferences import Preferences
 from apps.sepsis.products import (
@@ -27,19 +29,16 @@ from apps.sepsis.products import (
     arguments_of,
     preferences_of,
 )
-from apps.sepsis.settings import MechanisticPatients, RecordedPatients, Source, TabularPatients
+from apps.sepsis.settings import MechanisticPatients, RecordedPatients, Source
 from core.files import read_json
 from core.seeds import stream
 from core.study import Context, Run
-from simulators.sepsis import Physician, Sepsis44, icusepsis, survival
+from simulators.sepsis import Physician, Sepsis44, survival
 from simulators.sepsis.cohort import Cohort
 from simulators.sepsis.features import ACTIONS, STATE
-from simulators.sepsis.icusepsis import ICUSepsis44
 
-SETTINGS = ("alone", "itself", "refuted", "confused")
 RANDOM_DRAWS = 5
 """Draws of random evidence for each pair."""
-EVALUATION_SEED = stream(0, "patients that every policy meets")
 
 
 class Prepare(Run):
@@ -94,7 +93,7 @@ class Prepare(Run):
             found["clinician_survival"] = ("subject", lived)
         if isinstance(source, MechanisticPatients):
             physician = Physician(source.temperature, source.bias)
-            treated = survival(Sepsis44(), physician, self.subjects, EVALUATION_SEED, device=context.device)
+            treated = survival(Sepsis44(), physician, self.subjects, SEED, device=context.device)
             found["physician_survival"] = ("subject", _array(treated))
         return found
 
@@ -166,17 +165,7 @@ def _accuracies(
     judge: Judge, pairs: Preferences, name: str, players: tuple[Debater, Debater], confuser: Debater | None, seed: int
 ) -> dict[str, np.ndarray]:
     """Whether the preferred action wins each pair, by setting."""
-    state, good, bad = pairs.state, pairs.preferred, pairs.rejected
-    one, two = players
-    attack, items = LookaheadDebater(judge), judge.items
-    generator = torch.Generator(state.device).manual_seed(seed)
-    upfront = "precommit" in name
-    held = {"alone": argue_alone(state, good, bad, one, items // 2 if upfront else items)}
-    rivals = {"itself": None if upfront else two, "refuted": attack, "confused": confuser}
-    order: Order = "upfront" if upfront else "alternating"
-    for setting, rival in rivals.items():
-        if rival is not None:
-            held[setting] = hold_debate(state, good, bad, one, rival, items, order=order, generator=generator)
+    held = matches(judge, pairs, players, seed, upfront="precommit" in name, confuser=confuser)
     won = {setting: _array((verdict(judge, debate) > 0).float()) for setting, debate in held.items()}
     return {setting: won.get(setting, np.full(len(pairs), np.nan, np.float32)) for setting in SETTINGS}
 
@@ -306,14 +295,7 @@ def survival_of(
     """
     if isinstance(source, RecordedPatients):
         return None
-    if isinstance(source, TabularPatients):
-        chain = ICUSepsis44(kappa=source.kappa)
-        act = lambda seen, state=None: greedy(seen.float())  # noqa: E731
-        return _array(icusepsis.survival(chain.on(context.device), act, subjects, EVALUATION_SEED, context.device))
-    scale = cohort.normalisation
-    assert scale is not None
-    act = lambda seen, state=None: greedy(scale.apply(seen.float()))  # noqa: E731
-    return _array(survival(Sepsis44(), act, subjects, EVALUATION_SEED, device=context.device))
+    return _array(true_survival(cohort, greedy, subjects, device=context.device))
 
 
 def _array(x: Tensor) -> np.ndarray:

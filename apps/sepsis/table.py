@@ -17,7 +17,7 @@ from apps.sepsis.evidence import (
     interval,
     per_patient,
 )
-from apps.sepsis.runs import SETTINGS
+from apps.sepsis.matches import SETTINGS
 from core.stats import Interval, nested_ratio
 from core.study import Row
 
@@ -63,7 +63,8 @@ def rows_of(evidence: Evidence, learners: tuple[str, ...]) -> list[Row]:
     return [*_judges(evidence), *_debates(evidence), *(row for name in learners for row in _policies(evidence, name))]
 
 
-def _row(scenario: str, method: str, metric: str, unit: str, i: Interval, scale: float = 1.0) -> Row:
+def row_of(scenario: str, method: str, metric: str, unit: str, i: Interval, scale: float = 1.0) -> Row:
+    """A row of an interval, its numbers multiplied by ``scale``."""
     return Row(scenario, method, metric, unit, scale * i.mean, scale * i.low, scale * i.high, i.n)
 
 
@@ -71,12 +72,12 @@ def _judges(evidence: Evidence) -> Iterator[Row]:
     for name, method in (("random", "random features"), ("full", "whole state"), ("ceiling", "true behaviour")):
         if all(name in data for data in evidence.prepared.values()):
             values = [data[name].values.astype(np.float64) for data in evidence.prepared.values()]
-            yield _row("judge", method, "accuracy", "%", interval(evidence.by_patient(values)), 100)
+            yield row_of("judge", method, "accuracy", "%", interval(evidence.by_patient(values)), 100)
     cloned = [
         per_patient(d["step_patient"].values, d["cloned"].values.astype(np.float64), np.ones(d.sizes["step"]))
         for d in evidence.prepared.values()
     ]
-    yield _row("judge", "cloned clinician", "logged action chosen", "%", interval(_apart(cloned)), 100)
+    yield row_of("judge", "cloned clinician", "logged action chosen", "%", interval(_apart(cloned)), 100)
 
 
 def _debates(evidence: Evidence) -> Iterator[Row]:
@@ -94,7 +95,7 @@ def _debates(evidence: Evidence) -> Iterator[Row]:
                     for d, x in zip(held.values(), values, strict=True)
                 ]
                 method = STRATEGIES.get(strategy, strategy)
-                yield _row("debate", method, f"accuracy, {setting}", "%", interval(_apart(parts)), 100)
+                yield row_of("debate", method, f"accuracy, {setting}", "%", interval(_apart(parts)), 100)
 
 
 def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
@@ -102,21 +103,21 @@ def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
     physician = _or_none(evidence.physician)
     baseline = _or_none(lambda: evidence.survival(learner, "lambda 0"))
     if physician is not None:
-        yield _row(learner, "physician", "survival", "%", nested_ratio(physician), 100)
+        yield row_of(learner, "physician", "survival", "%", nested_ratio(physician), 100)
     cloned = [data.get("clinician_survival") for data in evidence.prepared.values()]
     if all(x is not None for x in cloned):
         lived = nested_ratio([x.values.astype(np.float64) for x in cloned if x is not None])
-        yield _row(learner, "cloned clinician", "survival", "%", lived, 100)
+        yield row_of(learner, "cloned clinician", "survival", "%", lived, 100)
     for who, method in (("clinician", "cloned clinician"), ("logged", "logged actions")):
         yield from _preferences(learner, method, lambda by, w=who: evidence.preference_of(learner, w, by))  # type: ignore[misc]
     for arm in arms:
         survival = _or_none(lambda a=arm: evidence.survival(learner, a))  # type: ignore[misc]
         if survival is not None:
-            yield _row(learner, arm, "survival", "%", nested_ratio(survival), 100)
+            yield row_of(learner, arm, "survival", "%", nested_ratio(survival), 100)
             if arm != "lambda 0" and baseline is not None:
-                yield _row(learner, arm, "survival less lambda 0", "%", difference(survival, baseline), 100)
+                yield row_of(learner, arm, "survival less lambda 0", "%", difference(survival, baseline), 100)
             if physician is not None:
-                yield _row(learner, arm, "survival less physician", "%", difference(survival, physician), 100)
+                yield row_of(learner, arm, "survival less physician", "%", difference(survival, physician), 100)
         if arm != "lambda 0":
             yield from _preferences(learner, arm, lambda by, a=arm: evidence.preference(learner, a, by))  # type: ignore[misc]
             yield from _split(evidence, learner, arm)
@@ -125,7 +126,7 @@ def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
             per_patient(d["pair_patient"].values, d["aligned"].values.astype(float), np.ones(d.sizes["pair"]))
             for d in data.values()
         ]
-        yield _row(learner, arm, "aligned decisions", "%", interval(_apart(aligned)), 100)
+        yield row_of(learner, arm, "aligned decisions", "%", interval(_apart(aligned)), 100)
         clipped = [float(d.attrs["clipped_share"]) for d in data.values()]
         yield Row(learner, arm, "clipped targets", "%", 100 * float(np.mean(clipped)), n=len(clipped))
         yield from _estimates(learner, arm, data)
@@ -137,7 +138,7 @@ def _preferences(
     for by, words in (("by_debate", "after a debate"), ("by_full_judge", "by the full judge")):
         found = _or_none(lambda b=by: parts(b))  # type: ignore[misc]
         if found is not None:
-            yield _row(learner, method, f"preferred to lambda 0 {words}", "%", interval(found), 100)
+            yield row_of(learner, method, f"preferred to lambda 0 {words}", "%", interval(found), 100)
 
 
 def _split(evidence: Evidence, learner: str, arm: str) -> Iterator[Row]:
@@ -149,7 +150,7 @@ def _split(evidence: Evidence, learner: str, arm: str) -> Iterator[Row]:
             equal = data["action"].values == baseline[seed]["action"].values
             chosen = equal if value == 0 else ~equal & (data["by_debate"].values == value)
             parts.append(per_patient(data["patient"].values, chosen.astype(np.float64), np.ones(len(chosen))))
-        yield _row(learner, arm, metric, "% of steps", interval(_apart(parts)), 100)
+        yield row_of(learner, arm, metric, "% of steps", interval(_apart(parts)), 100)
 
 
 def _estimates(learner: str, arm: str, data: Seeds) -> Iterator[Row]:

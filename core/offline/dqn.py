@@ -154,6 +154,7 @@ class OfflineDQN(ActionValues, DQN):
         *("priority_alpha", "priority_beta", "priority_eps", "q_bound", "bound_weight", "max_grad_norm"),
         *("policy_kwargs", "seed"),
     )
+    resumed_attributes: ClassVar[tuple[str, ...]] = (*DQN.resumed_attributes, "clipped_counts")
 
     def __init__(
         self,
@@ -269,9 +270,19 @@ class OfflineDQN(ActionValues, DQN):
         return self.bound_weight * (q.abs() - self.q_bound).relu().sum()
 
     @property
+    def clipped_counts(self) -> list[float]:
+        """How many bootstrap values the bound has cut so far, and how many there were."""
+        counts: list[float] = self._clipped.tolist()
+        return counts
+
+    @clipped_counts.setter
+    def clipped_counts(self, counts: list[float]) -> None:
+        self._clipped.copy_(torch.tensor(counts))
+
+    @property
     def clipped_share(self) -> float:
         """Share of the bootstrap values so far that the bound has cut (0 if there were none)."""
-        clipped, all_of_them = self._clipped.tolist()
+        clipped, all_of_them = self.clipped_counts
         return clipped / max(all_of_them, 1.0)
 
     def fit(
@@ -347,7 +358,8 @@ class OfflineDQN(ActionValues, DQN):
         memory.generator.set_state(tensors["generator"].cpu())
         if memory.priorities is not None:
             memory.priorities.load_tensors(tensors)
-        self._clipped = tensors["clipped"].to(self.device)
+        self._clipped.copy_(tensors["clipped"])
+        self._good = None
         done, self._n_updates = tensors["done"].tolist()
         return int(done)
 

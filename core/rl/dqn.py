@@ -227,9 +227,10 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         self._last_obs = obs
         callback.on_rollout_start()
         watched = not (isinstance(callback, ConvertCallback) and callback.callback is None)
-        ended, this, steps, episodes = EndedEpisodes(env), _any(self), 0, 0
-        masks = self._masks(env)
+        this: Any = self
+        ended, steps, episodes = EndedEpisodes(env), 0, 0
         while should_collect_more_steps(train_freq, steps, episodes):
+            masks = self._masks(env)
             if self.num_timesteps < learning_starts:
                 actions = self._uniform(env.num_envs, masks)
             else:
@@ -251,8 +252,7 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
                 obs, step.final_obs, actions, step.reward, step.terminated, step.truncated, reached
             )
             obs = step.obs
-            self._last_obs, self._last_episode_starts = obs, _any(dones)
-            masks = self._masks(env) if step.ended else reached
+            self._last_obs, self._last_episode_starts = obs, dones  # type: ignore[assignment]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
             if step.ended:
@@ -329,8 +329,8 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         memory: Any = self.replay_buffer
-        if isinstance(memory, PrioritizedReplayBuffer):
-            memory.priorities.beta = self._beta_schedule(self._current_progress_remaining)
+        if (priorities := getattr(memory, "priorities", None)) is not None:
+            priorities.beta = self._beta_schedule(self._current_progress_remaining)
         if self._good is None:
             self._good = self._copied()
         losses = []
@@ -402,6 +402,7 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         """The inverse of ``memory_tensors``."""
         memory: Any = self.replay_buffer
         memory.load_state_tensors(tensors)
+        self._good = None
 
     def _excluded_save_params(self) -> list[str]:
         own = ["_weights", "_statistics", "_good", "_loss", "_beta_schedule"]
@@ -411,8 +412,3 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
 def _greedy(q_values: Tensor, masks: Tensor | None) -> Tensor:
     """``(n, 1)`` the allowed action of the largest value."""
     return (q_values if masks is None else q_values.masked_fill(~masks, -math.inf)).argmax(1, keepdim=True)
-
-
-def _any(value: Any) -> Any:
-    """SB3's annotations know arrays only."""
-    return value

@@ -17,10 +17,9 @@ from torch.distributions import Normal, kl_divergence
 from core.errors import InputError
 from core.rl.algorithm import DeviceAlgorithm, TrainingDiverged
 from core.rl.episode_replay import EpisodeReplayBuffer
-from core.rl.rollout import EndedEpisodes, LazyInfos, env_action
+from core.rl.rollout import EndedEpisodes, env_action, shown
 from core.rl.unvalidated import unvalidated
 from core.simulation import tree
-from core.simulation.episodes import VecStep
 from core.simulation.sb3_vec_env import SB3VecEnv
 
 _LARGEST_LOG_RATIO = 7.0
@@ -305,7 +304,7 @@ class VRACER(DeviceAlgorithm):
             self.num_timesteps += env.num_envs
             self._update_current_progress_remaining(self.num_timesteps, total)
             if watched:
-                callback.update_locals(_shown(env, step))
+                callback.update_locals(shown(env, step, step.terminated | step.truncated))
             if not callback.on_step():
                 ended.push(this)
                 return False
@@ -424,13 +423,3 @@ class VRACER(DeviceAlgorithm):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
-
-
-def _shown(env: SB3VecEnv, step: VecStep) -> dict[str, Any]:
-    """What callbacks of SB3 read of a step."""
-    return {
-        "new_obs": step.obs,
-        "rewards": step.reward.cpu().numpy(),
-        "dones": (step.terminated | step.truncated).cpu().numpy(),
-        "infos": LazyInfos(env, step),
-    }

@@ -297,6 +297,28 @@ def survival(
     return estimate
 
 
+def discounted_outcome(
+    world: ICUSepsis44,
+    policy: Policy,
+    patients: int,
+    seed: int,
+    gamma: float = 1.0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """gamma^t times the outcome (+1 survived, -1 died) of simulated patients, t being the last step, from 0.
+
+    The arguments are those of ``survival``.
+
+    Returns:
+        ``(B,)`` float64.
+    """
+    outcome = torch.zeros(patients, dtype=torch.float64, device=device)
+    for t, (_, _, following) in enumerate(_care(world, policy, patients, seed, device)):
+        ended = (following == SURVIVAL).double() - (following == DEATH).double()
+        outcome += gamma**t * ended
+    return outcome
+
+
 def _care(
     world: ICUSepsis44, policy: Policy, patients: int, seed: int, device: torch.device | str
 ) -> Iterator[tuple[ICUSepsisState, Tensor, Tensor]]:

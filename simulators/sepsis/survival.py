@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -35,18 +36,43 @@ def survival(
     Raises:
         InputError: fewer than 1 patient.
     """
+    log_alive = torch.zeros(patients, dtype=torch.float64, device=device)
+    for hazard in _hazards(world, policy, patients, seed, device):
+        log_alive += torch.log1p(-hazard)
+    return log_alive.exp()
+
+
+@torch.no_grad()
+def discounted_outcome(
+    world: Sepsis44, policy: Policy, patients: int, seed: int, gamma: float = 1.0, *, device: str | torch.device = "cpu"
+) -> Tensor:
+    """Expected gamma^t times the outcome (+1 alive at the horizon, -1 dead), t being a patient's last step, from 0.
+
+    From hazards as in ``survival``, whose arguments and errors these are; with gamma 1 it is 2 survival - 1.
+
+    Returns:
+        ``(patients,)`` float64.
+    """
+    alive = torch.ones(patients, dtype=torch.float64, device=device)
+    expected = torch.zeros_like(alive)
+    for t, hazard in enumerate(_hazards(world, policy, patients, seed, device)):
+        expected -= gamma**t * alive * hazard
+        alive = alive * (1 - hazard)
+    return expected + gamma ** (world.horizon - 1) * alive
+
+
+def _hazards(world: Sepsis44, policy: Policy, patients: int, seed: int, device: str | torch.device) -> Iterator[Tensor]:
+    """``(patients,)`` float64 of each step, of patients who do not die of them."""
     if patients < 1:
         raise InputError(f"patients = {patients}: must be at least 1")
     generator = torch.Generator(device).manual_seed(stream(seed, "survival"))
     state = world.reset(patients, generator)
     if hasattr(policy, "reset"):
         policy.reset(patients)
-    log_alive = torch.zeros(patients, dtype=torch.float64, device=device)
     for _ in range(world.horizon):
         noise = world.noise(patients, generator)
         step = world.step(
             state, policy(world.observe(state, noise), state), replace(noise, death=noise.death.new_ones(patients))
         )
-        log_alive += torch.log1p(-step.info["hazard"].double())
+        yield step.info["hazard"].double()
         state = step.state
-    return log_alive.exp()

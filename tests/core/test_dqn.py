@@ -427,3 +427,16 @@ def test_a_policy_keeps_its_arguments():
     policy = build(policy_kwargs=PUBLISHED).policy
     assert isinstance(policy, DQNPolicy)
     assert policy._get_constructor_parameters().items() >= {"dueling": True, "batch_norm": True, "xavier": True}.items()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_keeps_everything():
+    env = SB3VecEnv(Corridor(n=6), 256, horizon=12, device="cuda")
+    options = {"learning_rate": 1e-2, "learning_starts": 512, "buffer_size": 20_000, "batch_size": 256, "train_freq": 1}
+    options |= EVERYTHING | {"tau": 0.05, "gamma": 0.9, "device": "cuda"}
+    learner = DQN("MlpPolicy", env, **options).learn(256 * 300)
+    assert learner.replay_buffer.data["rewards"].is_cuda
+    action, _ = learner.predict(torch.arange(1, 5, device="cuda"), deterministic=True)
+    assert action.is_cuda
+    assert action.tolist() == [1, 1, 1, 1]

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 import core.offline.dqn
@@ -166,11 +167,12 @@ def test_the_mean_of_models_answers_as_one():
 
 @pytest.mark.parametrize("policy_kwargs", [SMALL, PUBLISHED])
 def test_save_load_round_trip_needs_no_data(tmp_path, policy_kwargs):
-    model = build(policy_kwargs=policy_kwargs, q_bound=None, n_steps=2, seed=3).fit(30)
+    model = build(policy_kwargs=policy_kwargs, q_bound=0.5, n_steps=2, seed=3).fit(30)
     model.save(tmp_path / "model")
     loaded = OfflineDQN.load(tmp_path / "model", device="cpu")
     assert torch.equal(loaded.q_values(LOG.observations), model.q_values(LOG.observations))
-    assert (loaded.q_bound, loaded.n_steps, loaded.seed, loaded._n_updates) == (None, 2, 3, 30)
+    assert (loaded.q_bound, loaded.n_steps, loaded.seed, loaded._n_updates) == (0.5, 2, 3, 30)
+    assert loaded.clipped_share == model.clipped_share > 0
     assert loaded.policy_kwargs == model.policy_kwargs
     assert loaded.action_space == LOG.action_space
     with pytest.raises(InputError, match="dataset: None; allowed: a dataset"):
@@ -229,6 +231,27 @@ def test_the_seed_decides():
     first, second, other = (parameters(build(seed=seed).fit(50)) for seed in (1, 1, 2))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+def test_beta_follows_its_schedule_over_a_fit():
+    model = build(prioritized=True, priority_beta=LinearSchedule(0.4, 1.0, 1.0))
+    betas = []
+    model.fit(400, progress=lambda *_: betas.append(model.replay_buffer.priorities.beta))
+    assert betas == pytest.approx([0.4, 0.55, 0.7, 0.85])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_fits_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(core.offline.dqn, "Checkpoint", partial(Checkpoint, every_seconds=0.0))
+    options = {"prioritized": True, "policy_kwargs": PUBLISHED, "device": "cuda"}
+    with pytest.raises(Killed):
+        build(**options).fit(400, checkpoint=tmp_path / "fit", progress=kill)
+    model = build(**options).fit(400, checkpoint=tmp_path / "fit")
+    assert model._n_updates == 400
+    model.save(tmp_path / "model")
+    loaded = OfflineDQN.load(tmp_path / "model", device="cpu")
+    torch.testing.assert_close(model.q_values(LOG.observations).cpu(), loaded.q_values(LOG.observations))
 
 
 # ---- faults

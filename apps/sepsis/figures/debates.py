@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure as Drawing
+from numpy.typing import NDArray
 
 from apps.sepsis.evidence import Evidence, interval, per_patient
 from apps.sepsis.figures.appearance import COLOURS, GREY, point, words
-from apps.sepsis.runs import SETTINGS
+from apps.sepsis.matches import SETTINGS
 from apps.sepsis.table import STRATEGIES
 from simulators.sepsis.features import LEVELS, STATE
 
@@ -49,19 +50,30 @@ def accuracies(evidence: Evidence) -> Drawing:
 
 
 def shown_features(evidence: Evidence) -> Drawing:
-    """Share of the debates that show a feature, by level of each drug of the action argued for."""
+    """Share of the debates that show a feature, by level of each drug of the logged action."""
     counts = np.sum([data["shown"].values for data in evidence.debates.values()], axis=0)
+    return feature_map(counts, _debates(evidence), "logged")
+
+
+def feature_map(counts: NDArray[np.float64], debates: int, action: str) -> Drawing:
+    """Share of the debates that show a feature, by level of each drug; the features that are shown most.
+
+    Args:
+        counts: ``(44, 25)`` debates that show the feature, by action.
+        debates: in all.
+        action: whose, in a word.
+    """
     by_action = counts.reshape(len(STATE), LEVELS, LEVELS)
-    items = counts.sum() / max(_debates(evidence), 1)
+    items = counts.sum() / max(debates, 1)
     order = counts.sum(1).argsort()[::-1][:MOST_SHOWN]
     drawing = Drawing(figsize=(7.2, 6.4), layout="constrained")
     grid = drawing.subplots(1, 2, sharey=True)
     for axes, (drug, axis) in zip(grid, (("fluid", 2), ("vasopressor", 1)), strict=True):
         table = by_action.sum(axis)
-        debates = table.sum(0) / items
-        share = 100 * table[order] / np.maximum(debates, 1)
+        held = table.sum(0) / max(items, 1e-9)
+        share = 100 * table[order] / np.maximum(held, 1)
         image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0)
-        axes.set(xlabel=f"{drug} level of the logged action", xticks=range(LEVELS))
+        axes.set(xlabel=f"{drug} level of the {action} action", xticks=range(LEVELS))
         drawing.colorbar(image, ax=axes, label="share of the debates (%)")
     grid[0].set_yticks(range(len(order)), [STATE[i] for i in order])
     return drawing

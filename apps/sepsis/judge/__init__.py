@@ -10,8 +10,8 @@ Example::
     judge.score(state, mask, action)
 """
 
-from apps.sepsis.judge.accuracy import Calibration, calibration, judge_accuracy, random_evidence
-from apps.sepsis.judge.ensemble import JudgeEnsemble, most_useful_pairs, train_ensemble
+from apps.sepsis.judge.accuracy import Calibration, calibration, calibration_error, judge_accuracy, random_evidence
+from apps.sepsis.judge.ensemble import JudgeEnsemble, load_judge, most_useful_pairs, train_ensemble
 from apps.sepsis.judge.network import Judge, JudgeSettings
 from apps.sepsis.judge.training import train_judge
 
@@ -21,7 +21,9 @@ __all__ = [
     "JudgeEnsemble",
     "JudgeSettings",
     "calibration",
+    "calibration_error",
     "judge_accuracy",
+    "load_judge",
     "most_useful_pairs",
     "random_evidence",
     "train_ensemble",

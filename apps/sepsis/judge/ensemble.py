@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from apps.sepsis.judge.accuracy import random_evidence
-from apps.sepsis.judge.network import Judge, JudgeSettings
+from apps.sepsis.judge.network import RECORD, Judge, JudgeSettings
 from apps.sepsis.judge.training import train_judge
 from apps.sepsis.preferences import Preferences
 from core.errors import InputError
@@ -49,6 +49,33 @@ class JudgeEnsemble:
         """Mean score; see ``Judge.candidate_scores``."""
         return torch.stack([judge.candidate_scores(state, mask, action) for judge in self.judges]).mean(0)
 
+    def preference(self, state: Tensor, mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Mean P(first is preferred) ``(...)``."""
+        return self.preferences(state, mask, first, second).mean(0)
+
+    def to(self, device: torch.device | str) -> JudgeEnsemble:
+        """The same, its judges moved to another device."""
+        return JudgeEnsemble(tuple(judge.to(device) for judge in self.judges))
+
+    def save(self, folder: Path) -> None:
+        """Write each judge into a folder ``judge_<k>`` of its own, as ``Judge.save`` does."""
+        for k, judge in enumerate(self.judges):
+            judge.save(folder / f"judge_{k}")
+
+    @staticmethod
+    def load(folder: Path, items: int | None = None) -> JudgeEnsemble:
+        """Read what ``save`` wrote; see ``Judge.load``.
+
+        Raises:
+            InputError: no judge in the folder, or as ``Judge.load``.
+        """
+        held: list[Judge] = []
+        while (one := folder / f"judge_{len(held)}").is_dir():
+            held.append(Judge.load(one, items))
+        if not held:
+            raise InputError(f"{folder}: holds no judge")
+        return JudgeEnsemble(tuple(held))
+
     def preferences(self, state: Tensor, mask: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """Each judge's P(first is preferred) ``(J, ...)``."""
         return torch.stack([judge.preference(state, mask, first, second) for judge in self.judges])
@@ -67,6 +94,17 @@ class JudgeEnsemble:
         share = ((p > 0.5).float() + 0.5 * (p == 0.5)).mean(0)
         # Shares of 3 in 5 and the like are not exact in float32.
         return (share >= agreement - 1e-6).int() - (share <= 1 - agreement + 1e-6).int()
+
+
+def load_judge(folder: Path, items: int | None = None) -> Judge | JudgeEnsemble:
+    """The judge in a folder, or the several ones, whichever was saved there.
+
+    Raises:
+        InputError: no such folder, neither in it, or as ``Judge.load``.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; it must be one that holds a judge")
+    return Judge.load(folder, items) if (folder / RECORD).exists() else JudgeEnsemble.load(folder, items)
 
 
 def train_ensemble(
