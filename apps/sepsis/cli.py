@@ -127,6 +127,7 @@ def simulate(
     from apps.sepsis.products import simulated
     from simulators.sepsis.report import describe
 
+    kind: type[MechanisticPatients] | type[TabularPatients]
     kind = MechanisticPatients if world is World.sepsis44 else TabularPatients
     given = {"temperature": temperature, "bias": bias, "kappa": kappa}
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -552,7 +553,7 @@ def explain(
     seed: SeedOption = 0,
     device: DeviceOption = Device.auto,
 ) -> None:
-    """Debate a policy against its baseline where they differ: who wins, with which features, and do they matter?
+    """Debate a policy against its baseline where they differ: who wins, with which features, and whether these matter.
 
     Example: szilard sepsis explain runs/cohort runs/judge runs/lam05 --baseline runs/lam0 --out runs/explain
     """
@@ -612,7 +613,7 @@ def _cohort(path: Path) -> Cohort:
 def _device(device: Device) -> torch.device:
     import torch
 
-    return resolve_device(device, torch.cuda.is_available())
+    return torch.device(resolve_device(device, torch.cuda.is_available()))
 
 
 def _judge(folder: Path, cohort: Cohort, verb: str, *, whole: bool = False) -> Judge | JudgeEnsemble:

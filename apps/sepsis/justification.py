@@ -133,7 +133,7 @@ def attribution_rows(
     seed: int,
     progress: Callable[[float, str], object] | None = None,
 ) -> list[Row]:
-    """Does the judge side with the policy when shown what SHAP or LIME call important, and is it what debaters cite?
+    """How the judge takes what SHAP or LIME call important, and how much of it the debaters cite.
 
     Args:
         found: the debates looked at.
@@ -184,8 +184,8 @@ def counterfactual_rows(
     if cohort.origin.get("source") != "sepsis44":
         raise InputError(f"cohort: of {cohort.origin.get('source')}; counterfactual twins exist in sepsis44 alone")
     world = Sepsis44(horizon=int(cohort.origin["horizon"]))
-    on_cpu = [tree.map_tensors(lambda x: x.cpu(), part) for part in (cohort, found.pairs, found.debate)]
-    check = evidence_check(world, *on_cpu, found.utility.cpu(), seed, progress=progress)
+    held, patients = tree.map_tensors(lambda x: x.cpu(), found), cohort.to("cpu")
+    check = evidence_check(world, patients, held.pairs, held.debate, held.utility, seed, progress=progress)
     rows = []
     for cited, words in (("winner", "cited by the winner"), ("loser", "cited by the loser"), ("any", "any feature")):
         for by, metric in (("effect", "bears on survival"), ("need", "bears on the doses needed")):

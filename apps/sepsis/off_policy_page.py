@@ -16,8 +16,8 @@ from core.study import numbers
 from core.study.analysis import side_by_side
 
 CAPTIONS = {
-    "estimates": "Estimates with 95 % bootstrap intervals over patients; hollow and red: not identifiable. Green: the truth, "
-    "where a simulator knows it. Estimates beyond the possible range of -1 to 1 are in the table alone.",
+    "estimates": "Estimates with 95 % bootstrap intervals over patients; hollow and red: not identifiable. Green: the "
+    "truth, where a simulator knows it. Estimates beyond the possible range of -1 to 1 are in the table alone.",
     "overlap": "How much of all importance weight the patients of largest weight carry (weights not clipped). On the "
     "diagonal policy and log are the same; a curve that jumps up rests on a few patients.",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,10 @@ def train_policy(
     device: str | torch.device = "cpu",
     checkpoint: Path | None = None,
     progress: Callable[[float, str], None] | None = None,
+    watch: Callable[[LearnedPolicy, int], None] | None = None,
+    looks: int = 1,
 ) -> tuple[LearnedPolicy, float]:
-    """Train the networks of a policy one after the other.
+    """Train the networks of a policy, in ``looks`` parts one after the other.
 
     Args:
         cohort: P patients of at most T steps.
@@ -103,6 +106,8 @@ def train_policy(
         device: where.
         checkpoint: folder that survives a kill.
         progress: told the share done and a message.
+        watch: shown the policy and the updates so far at the end of each part.
+        looks: number of parts; it changes nothing in the result.
 
     Returns:
         The policy, and the share of the targets that the bound on Q clipped.
@@ -111,10 +116,9 @@ def train_policy(
         TrainingDiverged: a loss or parameter is not finite.
     """
     dataset = cohort.dataset(reward, splits).to(device)
-    models = []
-    for i in range(settings.nets):
-        kind: Any = partial(ConservativeDQN, alpha=learner.alpha) if learner.alpha else OfflineDQN
-        made: OfflineDQN = kind(
+    kind: Any = partial(ConservativeDQN, alpha=learner.alpha) if learner.alpha else OfflineDQN
+    models: list[OfflineDQN] = [
+        kind(
             dataset,
             learning_rate=settings.learning_rate,
             adam_eps=settings.adam_eps,
@@ -130,20 +134,25 @@ def train_policy(
                 "net_arch": list(settings.hidden),
                 "head_arch": [settings.heads],
                 "batch_norm": settings.batch_norm,
+                "xavier": True,
             },
             seed=stream(seed, f"network {i}"),
             device=device,
         )
-        told = None if progress is None else _part(progress, i, settings.nets)
-        made.fit(
-            settings.updates,
-            checkpoint=None if checkpoint is None else checkpoint / f"net{i}.safetensors",
-            progress=told,
-        )
-        models.append(made)
+        for i in range(settings.nets)
+    ]
+    policy = LearnedPolicy(models, cohort.normalisation)
+    ends = [settings.updates * (part + 1) // looks for part in range(looks)]
+    for part, (begin, end) in enumerate(pairwise([0, *ends])):
+        for i, model in enumerate(models):
+            kept = None if checkpoint is None else checkpoint / f"net{i}_part{part}.safetensors"
+            place = (part * settings.nets + i, looks * settings.nets)
+            model.fit(end - begin, checkpoint=kept, progress=None if progress is None else _part(progress, *place))
+        if watch is not None:
+            watch(policy, end)
     clipped = sum(float(model.clipped_share) for model in models) / len(models)
-    return LearnedPolicy(models, cohort.normalisation), clipped
+    return policy, clipped
 
 
 def _part(progress: Callable[[float, str], None], i: int, of: int) -> Callable[[float, str], None]:
-    return lambda done, what: progress((i + done) / of, f"network {i + 1} of {of}: {what}")
+    return lambda done, what: progress((i + done) / of, f"{what} of {i + 1} in {of} trainings")

@@ -19,6 +19,7 @@ from apps.sepsis.learned_debaters import (
     train_confuser,
     train_debaters,
 )
+from apps.sepsis.outcomes import is_simulated, true_survival
 from apps.sepsis.policies import LearnedPolicy, train_policy
 from apps.sepsis.preferences import How, Preferences, draw_preferences
 from apps.sepsis.rewards import total_reward
@@ -44,6 +45,9 @@ from simulators.sepsis.icusepsis import ICUSepsis44
 COHORT, CLINICIAN, DEBATES = "cohort.nc", "clinician", "debates.safetensors"
 PAID = "paid debates"
 """Names the random numbers of the debates that a policy is paid for."""
+
+LOOKS, WATCHED = 6, 1000
+"""How often the survival under a policy is looked at while it is trained, and on how many new patients."""
 
 
 class CohortProduct(Product):
@@ -303,6 +307,13 @@ class PolicyProduct(Product):
         scores = None if self.paid is None else self.paid.open(context)
         settings = self.settings
         reward = total_reward(cohort, self.arm.lam, scores, shaping=settings.shaping, kind=settings.debate_reward)
+        curve: list[dict[str, float]] = []
+
+        def watch(policy: LearnedPolicy, updates: int) -> None:
+            if is_simulated(cohort):
+                lived = true_survival(cohort, policy.greedy, WATCHED, device=context.device)
+                curve.append({"updates": updates, "survival": float(lived.mean())})
+
         policy, clipped = train_policy(
             cohort,
             reward,
@@ -313,9 +324,11 @@ class PolicyProduct(Product):
             device=context.device,
             checkpoint=context.checkpoint,
             progress=context.progress,
+            watch=watch,
+            looks=LOOKS,
         )
         policy.save(directory)
-        files.write_json(directory / "training.json", {"clipped_share": clipped})
+        files.write_json(directory / "training.json", {"clipped_share": clipped, "curve": curve})
 
 
 PaidDebates.model_rebuild()

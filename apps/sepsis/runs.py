@@ -194,7 +194,7 @@ class Train(Run):
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """See ``judged`` for the comparison with the baseline; ``survival`` (subject) where there is a simulator."""
         folder = context.product(self.policy)
-        policy = LearnedPolicy.load(folder, context.device)
+        policy, training = LearnedPolicy.load(folder, context.device), read_json(folder / "training.json")
         cohort = self.policy.cohort.open(context)
         test = cohort.steps("test")
         action = policy.greedy(test.state)
@@ -208,8 +208,11 @@ class Train(Run):
                 "aligned": ("pair", _array(ahead[:, 0].float())),
                 "pair_patient": ("pair", _array(pairs.patient)),
             },
-            attrs=read_json(folder / "training.json"),
+            attrs={"clipped_share": training["clipped_share"]},
         )
+        if curve := training["curve"]:
+            found["updates"] = ("look", [point["updates"] for point in curve])
+            found["survival_so_far"] = ("look", [point["survival"] for point in curve])
         rows = (cohort.split == 2).nonzero()[:, 0]
         found = found.merge(dose_excess(cohort, rows, cohort.padded(action, "test")))
         if self.baseline is not None:

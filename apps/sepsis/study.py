@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import xarray as xr
 from pydantic import Field, model_validator
@@ -36,7 +36,7 @@ from apps.sepsis.settings import (
 )
 from apps.sepsis.table import LIMITS, MEASURES, rows_of
 from core.errors import InputError
-from core.study import Analysis, Config, Results, Run, Study
+from core.study import Analysis, Config, Results, Run, Study, Summary
 from simulators.sepsis.features import STATE
 
 
@@ -204,6 +204,16 @@ class SepsisStudy(Study):
         found += [self.train(seed, arm) for arm in arms for seed in self.every_seed]
         found += [self.debate(seed) for seed in self.every_seed]
         return found + [self.reference(seed, learner) for learner in self.used for seed in self.every_seed]
+
+    def run(self, *given: Any, **options: Any) -> Summary:
+        """As any study; records that are not there are refused before anything runs.
+
+        Raises:
+            InputError: no such file, or as any study.
+        """
+        if isinstance(self.patients, RecordedPatients) and not self.patients.path.is_file():
+            raise InputError(f"patients.path: {self.patients.path}: no such file; szilard sepsis ingest makes one")
+        return super().run(*given, **options)
 
     @property
     def used(self) -> list[Learner]:

@@ -50,7 +50,7 @@ def to_minari(
         MissingExtra: Minari is not installed.
     """
     minari, storage = _minari()
-    folder = Path(root) / dataset_id
+    folder = (Path(root) / dataset_id).absolute()  # what Minari joins to a relative one counts from itself
     if folder.exists():
         raise InputError(f"{folder}: exists; choose another version or remove it")
     _check_chain(dataset)

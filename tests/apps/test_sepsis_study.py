@@ -1,4 +1,4 @@
-"""The sepsis study from its YAML to its claims: simulated and recorded patients, resumed after a kill, drawn, refused."""
+"""The sepsis study from its YAML to its claims: simulated or recorded patients, resumed, drawn and refused."""
 
 import io
 import json
@@ -107,16 +107,18 @@ def no_pictures(monkeypatch):
     monkeypatch.setattr(figures, "of_study", lambda *_: [])
 
 
-@pytest.fixture(autouse=True)
-def _fewer_resamples(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def _fewer_resamples():
     """What the intervals are is tested with the claims."""
 
     def quick(*given, **options):
         return nested_ratio(*given, **options | {"resamples": 200})
 
-    monkeypatch.setattr(comparisons, "nested_ratio", quick)
-    for place in ("apps.sepsis.table", "apps.sepsis.figures.policies"):
-        monkeypatch.setattr(f"{place}.nested_ratio", quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparisons, "nested_ratio", quick)
+        for place in ("apps.sepsis.table", "apps.sepsis.figures.policies"):
+            patch.setattr(f"{place}.nested_ratio", quick)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -247,17 +249,6 @@ def test_the_table_has_every_arm_with_intervals(whole):
     assert all(np.isfinite(r.mean) for r in summary.table)
 
 
-def test_report_says_the_same_again(no_pictures, whole):
-    study, out, _ = whole
-    before = said(out)
-    study.report(out)
-    after = said(out)
-    assert (after["claims"], [r["mean"] for r in after["table"]]) == (
-        before["claims"],
-        [r["mean"] for r in before["table"]],
-    ) or [c["difference"] for c in after["claims"]] == [c["difference"] for c in before["claims"]]
-
-
 def test_every_picture_is_drawn(whole):
     _, out, _ = whole
     expected = {"survival", "preference", "verdicts", "debate_accuracy", "shown_features", "calibration"}
@@ -266,6 +257,14 @@ def test_every_picture_is_drawn(whole):
         drawn = {path.stem: path for path in (out / "figures").glob(f"*.{kind}")}
         assert drawn.keys() == expected
         assert all(path.read_bytes().startswith(begins) for path in drawn.values())
+
+
+def test_report_says_the_same_again(no_pictures, whole):
+    study, out, _ = whole
+    before = said(out)
+    study.report(out)
+    after = said(out)
+    assert (after["claims"], after["table"]) == (before["claims"], before["table"])
 
 
 def test_a_baseline_is_trained_once_and_seeds_share_nothing(tmp_path):
@@ -323,7 +322,6 @@ def test_trained_debaters_and_their_confusers_take_part(no_pictures, tmp_path):
     study = load(
         tmp_path,
         *SMALLER,
-        "patients.kind=icusepsis44",
         "patients={kind: icusepsis44, patients: 60}",
         "debates.debaters=maxmin",
         "debates.learned=[isolated, precommit, self_play, maxmin]",
@@ -375,7 +373,7 @@ def drawn(given, learners):
         drawing.savefig(io.BytesIO(), dpi=25)
         for axes in drawing.axes:
             if axes.axison:
-                assert any(_words(axes, "x")), figure.name
+                assert _words(axes, "x"), figure.name
                 assert any(_words(other, "y") for other in axes.get_shared_y_axes().get_siblings(axes)), figure.name
         assert figure.caption.endswith(".")
         pictures[figure.name] = drawing

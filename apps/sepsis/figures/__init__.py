@@ -2,7 +2,14 @@
 
 from apps.sepsis.evidence import Evidence
 from apps.sepsis.figures.debates import accuracies, judge_calibration, shown_features
-from apps.sepsis.figures.policies import action_maps, dose_excesses, preferences, survivals, verdicts
+from apps.sepsis.figures.policies import (
+    action_maps,
+    dose_excesses,
+    learning_curves,
+    preferences,
+    survivals,
+    verdicts,
+)
 from core.study import Figure
 
 
@@ -17,6 +24,14 @@ def of_study(evidence: Evidence, learners: tuple[str, ...]) -> list[Figure]:
                 f"Survival under each policy, on patients common to all ({seeds}); small dots are single seeds. Lines: "
                 "the physician who treated the patients that were learned from, where a simulator has one.",
                 lambda: survivals(evidence, learners),
+            )
+        )
+        figures.append(
+            Figure(
+                "training",
+                f"Survival under the greedy policy while it is trained; a thin line a seed ({len(evidence.prepared)}), "
+                "thick their mean, on 1000 patients common to all.",
+                lambda: learning_curves(evidence, learners),
             )
         )
     if any(name != "lambda 0" for _, name in evidence.trained):
@@ -38,8 +53,8 @@ def of_study(evidence: Evidence, learners: tuple[str, ...]) -> list[Figure]:
         Figure(
             "debate_accuracy",
             f"How often the judge sides with the logged action ({seeds}): features chosen by its advocate alone, "
-            "against its like, and refuted by a one-step search, or by a debater trained against it. Trained debaters on "
-            "the seeds where they were trained. Lines: random features and the whole state.",
+            "against its like, and refuted by a one-step search, or by a debater trained against it. Trained debaters "
+            "on the seeds where they were trained. Lines: random features and the whole state.",
             lambda: accuracies(evidence),
         ),
         Figure(
@@ -62,8 +77,8 @@ def of_study(evidence: Evidence, learners: tuple[str, ...]) -> list[Figure]:
         Figure(
             "dose_excess",
             "Observed mortality of test patients by how much more the clinician gave at their last step than the "
-            "policy would have; 95 % Wilson intervals, all seeds. Mortality is lowest where both agree if doses are right, "
-            "though not only then: the sick get more.",
+            "policy would have; 95 % Wilson intervals, all seeds. Mortality is lowest where both agree if doses are "
+            "right, though not only then: the sick get more.",
             lambda: dose_excesses(evidence, learners[0]),
         ),
     ]

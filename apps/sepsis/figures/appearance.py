@@ -21,3 +21,4 @@ def words(axes: Axes, labels: list[str]) -> None:
     """Labels of a categorical axis, turned where they are long."""
     turned = max(map(len, labels), default=0) > 9
     axes.set_xticks(range(len(labels)), labels, rotation=35 if turned else 0, ha="right" if turned else "center")
+    axes.set_xlim(-0.6, max(len(labels), 1) - 0.4)

@@ -21,7 +21,7 @@ def accuracies(evidence: Evidence) -> Drawing:
     """Accuracy of the judge by who argues and in which setting."""
     held = list(evidence.debates.values())
     names = list(dict.fromkeys(str(s) for data in held for s in data["strategy"].values))
-    drawing = Drawing(figsize=(8.6, 4.4), layout="constrained")
+    drawing = Drawing(figsize=(9.4, 4.8), layout="constrained")
     axes = drawing.subplots()
     drawn = set()
     for j, setting in enumerate(SETTINGS):
@@ -38,14 +38,12 @@ def accuracies(evidence: Evidence) -> Drawing:
                 drawn.add(setting)
         if setting in drawn:
             axes.plot([], [], "os^D"[j], color=COLOURS[j], label=setting)
-    for name, label in (("random", "random features"), ("full", "whole state")):
+    for name, label, style in (("random", "random features", ":"), ("full", "whole state", "--")):
         mean = 100 * float(np.mean([data[name].values.mean() for data in evidence.prepared.values()]))
-        axes.axhline(mean, color=GREY, linewidth=1, linestyle="--")
-        axes.annotate(label, (1, mean), xycoords=("axes fraction", "data"), xytext=(-4, 3), ha="right", fontsize=8,
-                      textcoords="offset points", color=GREY)  # fmt: skip
+        axes.axhline(mean, color=GREY, linewidth=1, linestyle=style, label=label)
     words(axes, [STRATEGIES.get(name, name) for name in names])
     axes.set_ylabel("the judge sides with the logged action (%)")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return drawing
 
 
@@ -71,7 +69,8 @@ def feature_map(counts: NDArray[np.float64], debates: int, action: str) -> Drawi
     for axes, (drug, axis) in zip(grid, (("fluid", 2), ("vasopressor", 1)), strict=True):
         table = by_action.sum(axis)
         held = table.sum(0) / max(items, 1e-9)
-        share = 100 * table[order] / np.maximum(held, 1)
+        # A level that nobody gave stays white.
+        share = np.where(held > 0, 100 * table[order] / np.maximum(held, 1e-9), np.nan)
         image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0)
         axes.set(xlabel=f"{drug} level of the {action} action", xticks=range(LEVELS))
         drawing.colorbar(image, ax=axes, label="share of the debates (%)")

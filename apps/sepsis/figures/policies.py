@@ -20,64 +20,88 @@ def _arms(evidence: Evidence, learner: str) -> list[str]:
     return [arm for name, arm in evidence.trained if name == learner]
 
 
-def _panels(learners: tuple[str, ...], height: float = 3.8) -> tuple[Drawing, list[Axes]]:
-    drawing = Drawing(figsize=(4.8 * len(learners) + 0.6, height), layout="constrained")
-    grid = drawing.subplots(1, len(learners), sharey=True, squeeze=False)[0]
-    for axes, learner in zip(grid, learners, strict=True):
+def _colour(evidence: Evidence, arm: str) -> str:
+    """The same for an arm of every learner."""
+    names = list(dict.fromkeys(name for _, name in evidence.trained))
+    return COLOURS[names.index(arm) % len(COLOURS)]
+
+
+def _above(evidence: Evidence, learner: str) -> list[str]:
+    return [arm for arm in _arms(evidence, learner) if arm != "lambda 0"]
+
+
+def _panels(shown: dict[str, list[str]]) -> tuple[Drawing, list[Axes]]:
+    """A panel for each learner, as wide as the number of things shown there."""
+    widths = [max(len(names), 2) for names in shown.values()]
+    drawing = Drawing(figsize=(2.2 + 0.9 * sum(widths), 4.2), layout="constrained")
+    grid = drawing.subplots(1, len(shown), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axes, learner in zip(grid, shown, strict=True):
         axes.set_title(f"{learner} learner")
     return drawing, list(grid)
 
 
 def survivals(evidence: Evidence, learners: tuple[str, ...]) -> Drawing:
     """Survival by arm, a panel a learner."""
-    drawing, grid = _panels(learners)
-    for axes, learner in zip(grid, learners, strict=True):
-        arms = _arms(evidence, learner)
+    shown = {learner: _arms(evidence, learner) for learner in learners}
+    drawing, grid = _panels(shown)
+    for axes, (learner, arms) in zip(grid, shown.items(), strict=True):
         for i, arm in enumerate(arms):
             values = evidence.survival(learner, arm)
             axes.plot([i - 0.18] * len(values), [100 * x.mean() for x in values], ".", color=GREY, markersize=4)
-            point(axes, i, nested_ratio(values), COLOURS[i % len(COLOURS)])
+            point(axes, i, nested_ratio(values), _colour(evidence, arm))
         with suppress(Undecided):
-            axes.axhline(100 * nested_ratio(evidence.physician()).mean, color=GREY, linewidth=1, linestyle="--")
-            axes.annotate(
-                "physician",
-                (1, 100 * nested_ratio(evidence.physician()).mean),
-                xycoords=("axes fraction", "data"),
-                xytext=(-4, 3),
-                textcoords="offset points",
-                ha="right",
-                color=GREY,
-                fontsize=8,
-            )
+            mean = 100 * float(np.mean([x.mean() for x in evidence.physician()]))
+            axes.axhline(mean, color=GREY, linewidth=1, linestyle="--", label="physician")
         words(axes, arms)
+    grid[0].set_ylabel("survival (%)")
+    if grid[-1].get_legend_handles_labels()[0]:
+        grid[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return drawing
+
+
+def learning_curves(evidence: Evidence, learners: tuple[str, ...]) -> Drawing:
+    """Survival by gradient steps, a panel a learner."""
+    drawing, grid = _panels({learner: 4 * ["look"] for learner in learners})
+    for axes, learner in zip(grid, learners, strict=True):
+        for arm in _arms(evidence, learner):
+            found = list(evidence.trained[learner, arm].values())
+            updates = found[0]["updates"].values
+            curves = [100 * data["survival_so_far"].values for data in found]
+            for curve in curves:
+                axes.plot(updates, curve, color=_colour(evidence, arm), linewidth=0.6, alpha=0.5)
+            axes.plot(updates, np.mean(curves, 0), "o-", color=_colour(evidence, arm), markersize=3, label=arm)
+        axes.set_xlabel("gradient steps of each network")
+        axes.legend(fontsize=8)
     grid[0].set_ylabel("survival (%)")
     return drawing
 
 
 def preferences(evidence: Evidence, learners: tuple[str, ...]) -> Drawing:
     """Preference over lambda 0 by arm, after a debate and by the full judge."""
-    drawing, grid = _panels(learners)
+    shown = {learner: [*_above(evidence, learner), "cloned clinician"] for learner in learners}
+    drawing, grid = _panels(shown)
     kinds = (("by_debate", "after a debate", "#0072b2", -0.1), ("by_full_judge", "whole state", "#d55e00", 0.1))
-    for axes, learner in zip(grid, learners, strict=True):
-        arms = [arm for arm in _arms(evidence, learner) if arm != "lambda 0"]
+    for axes, (learner, names) in zip(grid, shown.items(), strict=True):
         for by, label, colour, shift in kinds:
-            with suppress(Undecided):
-                for i, arm in enumerate(arms):
+            for i, arm in enumerate(names[:-1]):
+                with suppress(Undecided):
                     point(axes, i + shift, interval(evidence.preference(learner, arm, by)), colour)
-                point(axes, len(arms) + shift, interval(evidence.preference_of(learner, "clinician", by)), colour, "s")
+            with suppress(Undecided):
+                cloned = interval(evidence.preference_of(learner, "clinician", by))
+                point(axes, len(names) - 1 + shift, cloned, colour, "s")
             axes.plot([], [], "o", color=colour, label=label)
         axes.axhline(50, color=GREY, linewidth=1, linestyle=":")
-        words(axes, [*arms, "cloned clinician"])
-    grid[0].set_ylabel("preferred to lambda 0 (% of differing steps)")
-    grid[0].legend(fontsize=8)
+        words(axes, names)
+    grid[0].set_ylabel("preferred to lambda 0 (%)")
+    grid[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return drawing
 
 
 def verdicts(evidence: Evidence, learners: tuple[str, ...]) -> Drawing:
     """Shares of all test steps, stacked."""
-    drawing, grid = _panels(learners)
-    for axes, learner in zip(grid, learners, strict=True):
-        arms = [arm for arm in _arms(evidence, learner) if arm != "lambda 0"]
+    shown = {learner: _above(evidence, learner) for learner in learners}
+    drawing, grid = _panels(shown)
+    for axes, (learner, arms) in zip(grid, shown.items(), strict=True):
         bottom = np.zeros(len(arms))
         for value, label, colour in VERDICTS:
             shares = np.array([_share(evidence, learner, arm, value) for arm in arms])
@@ -143,6 +167,7 @@ def dose_excesses(evidence: Evidence, learner: str) -> Drawing:
                     point(axes, centre + 0.12 * (i - 1) * step, share, COLOURS[i])
             axes.plot([], [], "o", color=COLOURS[i], label=arm)
         axes.axvline(0, color=GREY, linewidth=1, linestyle=":")
+        axes.set_xlim(float(centres[0]) - step / 2, float(centres[-1]) + step / 2)
         axes.set_xlabel(f"{centres.attrs['long_name']} ({centres.attrs['units']})")
     drawing.axes[0].set_ylabel("mortality (%)")
     drawing.axes[0].legend(fontsize=8)
