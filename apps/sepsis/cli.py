@@ -371,7 +371,7 @@ def debate(
             players.confuser.save(out / "confuser")
         trial = debate_trial(arbiter, players, logged_pairs(data, "test", rejected.value, seed, pairs), seed)
         rows = debate_rows(arbiter, players, trial, seed)
-        trial.write_results(out / "results.nc")
+        folder.write_dataset("results.nc", trial.dataset())
         folder.write_figure("features", feature_map(*trial.shown(), "logged"))
         folder.write_rows("debate", rows)
         if transcripts:
@@ -587,7 +587,6 @@ def explain(
         data = data.to(target)
         found = justify(data, arguments, chosen, rival, seed)
         rows = justification_rows(found)
-        results = found.dataset()
         part, parts, done = found.sample(sample, seed), len(kinds) + counterfactual, 0
         for name in kinds:
             told = folder.within(done / parts, (done + 1) / parts)
@@ -596,8 +595,8 @@ def explain(
         if counterfactual:
             more, twins = counterfactual_rows(part, data, seed, folder.within(done / parts, 1.0))
             rows += more
-            twins.drop_vars("patient").to_netcdf(out / "twins.nc", engine="h5netcdf")
-        results.to_netcdf(out / "results.nc", engine="h5netcdf")
+            folder.write_dataset("twins.nc", twins.drop_vars("patient"))
+        folder.write_dataset("results.nc", found.dataset())
         folder.write_figure("features", feature_map(found.counts().cpu().numpy(), len(found.debate), "policy's"))
         folder.write_rows("explain", rows)
         print(write_cases(out, arbiter, data, found.sample(cases, seed), redact=hidden))

@@ -29,7 +29,6 @@ from apps.sepsis.metrics import evidence_counts
 from apps.sepsis.preferences import Preferences
 from apps.sepsis.table import row_of
 from apps.sepsis.transcripts import Transcript, transcribe
-from core import files
 from core.seeds import stream
 from core.study import Row
 from simulators.sepsis.cohort import Cohort
@@ -85,13 +84,12 @@ class Trial:
         debate = self.between_equals
         return evidence_counts(debate.evidence, debate.first).cpu().numpy(), len(debate)
 
-    def write_results(self, path: Path) -> None:
-        """Write ``correct`` (setting, pair) and ``shown`` (feature, action) as NetCDF; nothing of a patient."""
+    def dataset(self) -> xr.Dataset:
+        """``correct`` (setting, pair) and ``shown`` (feature, action); nothing of a patient."""
         correct = np.stack([won.cpu().numpy() for won in self.won.values()])
         data = {"correct": (("setting", "pair"), correct), "shown": (("feature", "action"), self.shown()[0])}
         coordinates = {"setting": list(self.won), "feature": list(STATE), "action": np.arange(ACTIONS)}
-        found = xr.Dataset(data, coordinates)
-        files.write(path, lambda temporary: found.to_netcdf(temporary, engine="h5netcdf"))
+        return xr.Dataset(data, coordinates)
 
     def transcripts(
         self, judge: Judge | JudgeEnsemble, cohort: Cohort, count: int, *, redact: bool

@@ -88,7 +88,7 @@ class OffPolicyReport:
             return ""
         if all(p.truth is not None for p in self.policies):
             best = sorted(self.policies, key=lambda p: -p.truth.mean)  # type: ignore[union-attr]
-            return "by true outcome: " + " > ".join(p.name for p in best)
+            return "by true outcome, whose intervals are in the table: " + " > ".join(p.name for p in best)
         if any(not p.identifiable for p in self.policies):
             return "not ranked: the log does not identify the outcome of every policy"
         name = next((name for name in RANKED_BY if self.policies[0].by(name) is not None), None)

@@ -6,16 +6,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xarray as xr
 from rich.console import Console
 from rich.progress import Progress
 
 from core import files
-from core.errors import InputError
+from core.errors import InputError, MissingExtra
 from core.rl.algorithm import TrainingDiverged
 from core.study import Row, StudyError
 from core.study.config import digest
@@ -52,6 +53,10 @@ class OutputFolder:
         """Write ``summary.json``: the table and what else there is to say."""
         files.write_json(self.path / RESULT, {"verb": verb, "table": [asdict(row) for row in rows], **further})
 
+    def write_dataset(self, name: str, data: xr.Dataset) -> None:
+        """Write a NetCDF file."""
+        files.write(self.path / name, lambda temporary: data.to_netcdf(temporary, engine="h5netcdf"))
+
     def write_figure(self, name: str, drawing: Drawing) -> None:
         """Write a picture as PNG and PDF into ``figures/``."""
         folder = self.path / "figures"
@@ -80,7 +85,8 @@ def output_folder(path: Path, verb: str, cohort: Cohort, asked: Mapping[str, Any
     plain = json.loads(json.dumps(files.jsonable(dict(asked))))
     record = {"verb": verb, "cohort": fingerprint(cohort), "scale": scale(cohort), "asked": plain}
     kept = path / RECORD
-    if kept.exists():
+    new = not kept.exists()
+    if not new:
         held = files.read_json(kept)
         for key in record:
             if held.get(key) != record[key]:
@@ -98,6 +104,12 @@ def output_folder(path: Path, verb: str, cohort: Cohort, asked: Mapping[str, Any
             yield OutputFolder(
                 path, lambda share, said: bar.update(task, completed=share, description=f"{verb}: {said}")
             )
+    except (InputError, MissingExtra):
+        if new:  # nothing was done, so that the folder is free for what was meant
+            kept.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.rmdir()
+        raise
     except TrainingDiverged as error:
         raise StudyError(f"{verb}: {error}; the last good state is in {path / 'checkpoint'}") from error
     shutil.rmtree(path / "checkpoint", ignore_errors=True)

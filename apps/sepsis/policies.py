@@ -134,6 +134,7 @@ def train_policy(
                 "net_arch": list(settings.hidden),
                 "head_arch": [settings.heads],
                 "batch_norm": settings.batch_norm,
+                "activation_fn": torch.nn.LeakyReLU,
                 "xavier": True,
             },
             seed=stream(seed, f"network {i}"),

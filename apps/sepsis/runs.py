@@ -10,8 +10,8 @@ import xarray as xr
 from pydantic import Field
 from torch import Tensor
 
-from apps.sepsis.arguments import Arguments, DebaterKind
-from apps.sepsis.debate import Debater, compare, verdict
+from apps.sepsis.arguments import DebaterKind
+from apps.sepsis.debate import Debate, Debater, compare, verdict
 from apps.sepsis.debaters import FirstOrderDebater, LookaheadDebater, RandomDebater
 from apps.sepsis.estimates import EstimateSettings, as_dataset, estimate
 from apps.sepsis.judge import Judge, calibration, judge_accuracy
@@ -118,31 +118,38 @@ class Debates(Run):
 
         Settings: ``alone`` (all items by the one who argues for the logged action, half of them for ``precommit``),
         ``itself`` (against its like), ``refuted`` (by the one-step search for the rejected action),
-        ``confused`` (by the attacker that was trained against the debater).
+        ``confused`` (by the attacker that was trained against the debater). ``overlap`` (strategy, pair) is the share
+        of the items of a debate against its like that the one-step search lays down too; ``shown`` (feature, action)
+        how often the latter does, by the logged action.
         """
         prepared = self.prepared
         cohort = prepared.judge.cohort.open(context)
         judge = prepared.judge.open(context)
         pairs = test_pairs(cohort, prepared.judge, prepared.tuples)
         players = _players(judge, self.learned, stream(prepared.judge.seed, "random debater"), context)
-        found = {}
+        held: dict[str, dict[str, Debate]] = {}
         attackers = {f"ppo_{product.against.kind}": product.open(context) for product in self.confusers}
         for i, (name, pair) in enumerate(players.items()):
             seed = stream(prepared.judge.seed, f"debates {name}")
-            found[name] = _accuracies(judge, pairs, name, pair, attackers.get(name), seed)
+            confuser, upfront = attackers.get(name), "precommit" in name
+            held[name] = matches(judge, pairs, pair, seed, upfront=upfront, confuser=confuser)
             context.progress((i + 1) / len(players), name)
-        settings = list(SETTINGS)
-        correct = np.stack([np.stack([found[name][s] for s in settings]) for name in found])
-        shown = Arguments(judge, "lookahead").evidence(
-            pairs.state, pairs.preferred, pairs.rejected, stream(prepared.judge.seed, "shown")
-        )
+        correct = np.full((len(held), len(SETTINGS), len(pairs)), np.nan, np.float32)
+        overlap = np.full((len(held), len(pairs)), np.nan, np.float32)
+        shown = held["lookahead"]["itself"].evidence
+        for i, of_strategy in enumerate(held.values()):
+            for setting, debate in of_strategy.items():
+                correct[i, SETTINGS.index(setting)] = _array(verdict(judge, debate) > 0)
+            if "itself" in of_strategy:
+                overlap[i] = _array((of_strategy["itself"].evidence & shown).sum(1) / judge.items)
         return xr.Dataset(
             {
                 "correct": (("strategy", "setting", "pair"), correct),
+                "overlap": (("strategy", "pair"), overlap),
                 "patient": ("pair", _array(pairs.patient)),
                 "shown": (("feature", "action"), _array(evidence_counts(shown, pairs.preferred))),
             },
-            {"strategy": list(found), "setting": settings, "feature": list(STATE), "action": np.arange(ACTIONS)},
+            {"strategy": list(held), "setting": list(SETTINGS), "feature": list(STATE), "action": np.arange(ACTIONS)},
         )
 
 
@@ -159,15 +166,6 @@ def _players(
         "lookahead": (search, search),
     }
     return known | {f"ppo_{product.kind}": product.open(context) for product in learned}
-
-
-def _accuracies(
-    judge: Judge, pairs: Preferences, name: str, players: tuple[Debater, Debater], confuser: Debater | None, seed: int
-) -> dict[str, np.ndarray]:
-    """Whether the preferred action wins each pair, by setting."""
-    held = matches(judge, pairs, players, seed, upfront="precommit" in name, confuser=confuser)
-    won = {setting: _array((verdict(judge, debate) > 0).float()) for setting, debate in held.items()}
-    return {setting: won.get(setting, np.full(len(pairs), np.nan, np.float32)) for setting in SETTINGS}
 
 
 class Train(Run):

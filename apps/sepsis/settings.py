@@ -111,7 +111,7 @@ class PolicySettings(Config):
     heads: int = Field(default=64, ge=1)
     """Width of the hidden layer of value and advantage head."""
     batch_norm: bool = True
-    """Batch normalisation in the trunk."""
+    """Batch normalisation in the trunk, before each leaky ReLU."""
     prioritized: bool = True
     """Prioritised replay (alpha 0.6, beta 0.9) instead of uniform."""
     q_bound: float | None = Field(default=20.0, gt=0)

@@ -81,21 +81,19 @@ def _judges(evidence: Evidence) -> Iterator[Row]:
 
 
 def _debates(evidence: Evidence) -> Iterator[Row]:
-    if not evidence.debates:
-        return
     strategies = list(dict.fromkeys(str(s) for data in evidence.debates.values() for s in data["strategy"].values))
     for strategy in strategies:
         # Trained debaters take part in the first seeds alone.
-        held = {seed: d for seed, d in evidence.debates.items() if strategy in d["strategy"].values}
-        for setting in SETTINGS:
-            values = [d["correct"].sel(strategy=strategy, setting=setting).values.astype(float) for d in held.values()]
-            if all(np.isfinite(x).all() for x in values):
+        held = [data.sel(strategy=strategy) for data in evidence.debates.values() if strategy in data["strategy"]]
+        measures = {f"accuracy, {s}": [data["correct"].sel(setting=s) for data in held] for s in SETTINGS}
+        measures["items shared with the one-step search"] = [data["overlap"] for data in held]
+        for metric, values in measures.items():
+            if all(np.isfinite(x.values).all() for x in values):
                 parts = [
-                    per_patient(d["patient"].values, x, np.ones(len(x)))
-                    for d, x in zip(held.values(), values, strict=True)
+                    per_patient(data["patient"].values, x.values.astype(np.float64), np.ones(x.size))
+                    for data, x in zip(held, values, strict=True)
                 ]
-                method = STRATEGIES.get(strategy, strategy)
-                yield row_of("debate", method, f"accuracy, {setting}", "%", interval(_apart(parts)), 100)
+                yield row_of("debate", STRATEGIES.get(strategy, strategy), metric, "%", interval(_apart(parts)), 100)
 
 
 def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
