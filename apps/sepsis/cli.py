@@ -336,6 +336,8 @@ def debate(
     from apps.sepsis.output_folder import contents, output_folder
     from apps.sepsis.transcripts import write_transcripts
 
+    if train is not None and debaters != "first_order":
+        raise InputError("--train, --debaters: either")
     data, target = _cohort(cohort), _device(device)
     arbiter = _judge(judge, data, "debate").to(target)
     prefix = "confuser."
@@ -569,12 +571,12 @@ def explain(
     )
     from apps.sepsis.output_folder import contents, output_folder
 
-    if counterfactual and (data := _cohort(cohort)).origin.get("source") != "sepsis44":
+    data, target = _cohort(cohort), _device(device)
+    if counterfactual and data.origin.get("source") != "sepsis44":
         raise InputError(f"--counterfactual: twins exist in sepsis44 alone; {cohort} is {data.origin.get('source')}")
     kinds = [name for name, wanted in (("shap", shap), ("lime", lime)) if wanted]
     for name in kinds:
         require(name, "explanations")
-    data, target = _cohort(cohort), _device(device)
     arbiter = _judge(judge, data, "explain").to(target)
     chosen, rival = (_policy(folder, data, target) for folder in (policy, baseline))
     arguments = arguments_by(arbiter, debaters, target)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 RECORD, RESULT = "provenance.json", "summary.json"
+SAID = (RECORD, RESULT, "transcripts.json")
+"""Files beside a model that are not part of it."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def contents(folder: Path) -> str:
         raise InputError(f"{folder}: no such folder")
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".json", ".safetensors") and path.name not in (RECORD, RESULT):
+        if path.is_file() and path.suffix in (".json", ".safetensors") and path.name not in SAID:
             found.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return found.hexdigest()[:16]
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from apps.sepsis.arguments import DebaterKind
 from apps.sepsis.debate import Debate, Debater, compare, verdict
 from apps.sepsis.debaters import FirstOrderDebater, LookaheadDebater, RandomDebater
-from apps.sepsis.estimates import EstimateSettings, as_dataset, estimate
+from apps.sepsis.estimates import EstimateSettings, as_dataset, estimate, target_probabilities
 from apps.sepsis.judge import Judge, calibration, judge_accuracy
 from apps.sepsis.matches import SETTINGS, matches
 from apps.sepsis.metrics import action_counts, dose_excess, evidence_counts
-from apps.sepsis.outcomes import SEED, true_survival
+from apps.sepsis.outcomes import SEED, is_simulated, true_outcome, true_survival
 from apps.sepsis.policies import LearnedPolicy
 from apps.sepsis.preferences import Preferences
 from apps.sepsis.products import (
@@ -224,6 +224,11 @@ class Train(Run):
             kept = context.checkpoint / "fitted_q.safetensors"
             told = estimate(cohort, policy, clinician, self.estimates, self.policy.seed, checkpoint=kept)
             found = found.merge(as_dataset(told))
+            if is_simulated(cohort):
+                target = target_probabilities(policy, self.estimates)
+                gamma, device = self.estimates.gamma, context.device
+                true = true_outcome(cohort, target, self.prepared.subjects, gamma, device=device)
+                found["estimate_truth"] = ("subject", _array(true))
         return found
 
 

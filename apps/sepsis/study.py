@@ -198,11 +198,11 @@ class SepsisStudy(Study):
         )
 
     def runs(self) -> list[Run]:
-        """All runs, those that others wait for first."""
+        """All runs, the long ones and those that others wait for first."""
         arms = sorted(self.arms, key=lambda arm: arm.lam > 0)
         found: list[Run] = [self.prepare(seed) for seed in self.every_seed]
-        found += [self.train(seed, arm) for arm in arms for seed in self.every_seed]
         found += [self.debate(seed) for seed in self.every_seed]
+        found += [self.train(seed, arm) for arm in arms for seed in self.every_seed]
         return found + [self.reference(seed, learner) for learner in self.used for seed in self.every_seed]
 
     def run(self, *given: Any, **options: Any) -> Summary:

@@ -34,8 +34,9 @@ MEASURES = (
     "the rejected action; confused: by a debater that was trained against it.",
     "Intervals are 95 % bootstrap intervals that draw seeds, then patients within a seed; each seed draws patients, "
     "judge and networks anew. With few seeds the spread between them is understated.",
-    "WIS and WPDIS from the test patients are printed with their effective sample size; where it is below 5 % of the "
-    "patients or below 30 the value is not identifiable and ranks nothing.",
+    "Off-policy estimates are of softmax(Q) from the test patients, the mean discounted outcome (+1 or -1), with the "
+    "effective sample size; where it is below 5 % of the patients or below 30 the value is not identifiable and ranks "
+    "nothing. The truth beside them is from new patients treated by the same stochastic policy.",
 )
 LIMITS = (
     "Limits. Here the debate reward improves survival over lambda 0 where plain double Q-learning exploits actions "
@@ -130,9 +131,7 @@ def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
         yield from _estimates(learner, arm, data)
 
 
-def _preferences(
-    learner: str, method: str, parts: Callable[[str], tuple[list[Numbers], list[Numbers]]]
-) -> Iterator[Row]:
+def _preferences(learner: str, method: str, parts: Callable[[str], Parts]) -> Iterator[Row]:
     for by, words in (("by_debate", "after a debate"), ("by_full_judge", "by the full judge")):
         found = _or_none(lambda b=by: parts(b))  # type: ignore[misc]
         if found is not None:
@@ -153,17 +152,20 @@ def _split(evidence: Evidence, learner: str, arm: str) -> Iterator[Row]:
 
 def _estimates(learner: str, arm: str, data: Seeds) -> Iterator[Row]:
     """Off-policy estimates, seed by seed, because their intervals are over the patients of one log."""
+    scenario, unit = f"{learner}, off-policy estimates", "mean outcome"
     for seed, found in data.items():
+        method = f"{arm}, seed {seed}"
+        if "estimate_truth" in found:
+            yield row_of(scenario, method, "truth", unit, nested_ratio([found["estimate_truth"].values]))
         for name in found["estimator"].values if "estimator" in found.dims else ():
             one = found.sel(estimator=name)
-            method = f"{arm}, seed {seed}"
             value, low, high = (float(one[x]) for x in ("estimate_value", "estimate_low", "estimate_high"))
-            flag = " (not identifiable)" if str(one["estimate_verdict"].item()) == "not identifiable" else ""
+            flag = ", not identifiable" if str(one["estimate_verdict"].item()) == "not identifiable" else ""
             n = int(one["estimate_episodes"])
-            yield Row(learner, method, f"{name}{flag}", "mean outcome", value, low, high, n)
+            yield Row(scenario, method, f"{name}{flag}", unit, value, low, high, n)
             if name != "FQE":
                 ess = float(one["estimate_ess"])
-                yield Row(learner, method, f"{name}, effective sample size", "patients", ess, n=n)
+                yield Row(scenario, method, f"{name}, effective sample size", "patients", ess, n=n)
 
 
 def _or_none(made: Callable[[], T]) -> T | None:

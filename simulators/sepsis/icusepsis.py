@@ -61,6 +61,17 @@ class Dynamics:
         return _distribution(self.transition).flatten(0, 1)
 
     @cached_property
+    def _copies(self) -> dict[torch.device, Dynamics]:
+        return {self.transition.device: self}
+
+    def to(self, device: torch.device | str) -> Dynamics:
+        """The same on a device, where what is derived from it is kept as well."""
+        device = torch.device(device)
+        if device not in self._copies:
+            self._copies[device] = tree.map_tensors(lambda x: x.to(device), self)
+        return self._copies[device]
+
+    @cached_property
     def optimum(self) -> tuple[Tensor, Tensor]:
         """Q ``(S, A)`` and V ``(S,)`` float64 by value iteration."""
         transition = self.transition[:LIVING, :, :LIVING].flatten(0, 1).contiguous()
@@ -170,7 +181,7 @@ class ICUSepsis44:
 
     def on(self, device: torch.device | str) -> ICUSepsis44:
         """The same world with its parameters on ``device``."""
-        return replace(self, dynamics=tree.map_tensors(lambda x: x.to(device), self.dynamics))
+        return replace(self, dynamics=self.dynamics.to(device))
 
     def reset(self, batch: int, generator: torch.Generator) -> ICUSepsisState:
         """Patients at the start of care; the generator's device must be that of the world (``on``)."""

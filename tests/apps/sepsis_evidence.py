@@ -56,11 +56,14 @@ def debates(seed, accuracy=None, *, learned=()):
             if not absent:
                 share = (accuracy or {}).get((name, setting), 0.6)
                 correct[i, j] = rng.random(len(PATIENT)) < share
+    overlap = rng.integers(0, 7, (len(names), len(PATIENT))) / 6
+    overlap[["precommit" in name for name in names]] = np.nan
     shown = rng.integers(0, 9, (len(STATE), ACTIONS)).astype(float)
     shown[:, 24] = 0
     return xr.Dataset(
         {
             "correct": (("strategy", "setting", "pair"), correct),
+            "overlap": (("strategy", "pair"), overlap),
             "patient": ("pair", PATIENT),
             "shown": (("feature", "action"), shown),
         },
@@ -92,6 +95,7 @@ def trained(seed, arm, *, survival=0.8, preferred=0.5, by_full=0.5, differs=0.8,
         # Subjects are the same for all policies: what they have in common is taken out.
         lived = survival + luck.normal(0, 0.05, SUBJECTS) + rng.normal(0, 0.01, SUBJECTS)
         data["survival"] = ("subject", lived)
+        data |= {"updates": ("look", [10, 20, 30]), "survival_so_far": ("look", survival + rng.normal(0, 0.05, 3))}
     return xr.Dataset(data, attrs={"clipped_share": 0.1})
 
 

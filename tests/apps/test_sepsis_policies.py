@@ -25,10 +25,13 @@ PLAIN = Learner(name="plain")
 TINY = {"nets": 2, "updates": 30, "hidden": (8,), "heads": 4, "batch": 32, "learning_rate": 1e-2, "tau": 0.1}
 
 
-def trained(cohort, learner=PLAIN, *, seed=0, reward=None, lam=0.0, checkpoint=None, progress=None, **settings):
+WAYS = ("lam", "checkpoint", "progress", "watch", "looks")
+
+
+def trained(cohort, learner=PLAIN, *, reward=None, **options):
     paid = environment_reward(cohort) if reward is None else reward
-    chosen = PolicySettings(**TINY | settings)
-    return train_policy(cohort, paid, chosen, learner, seed, lam=lam, checkpoint=checkpoint, progress=progress)
+    ways = {name: options.pop(name) for name in WAYS if name in options}
+    return train_policy(cohort, paid, PolicySettings(**TINY | options), learner, 0, **ways)
 
 
 def weights(policy):
@@ -82,27 +85,46 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypat
     class Killed(Exception):
         pass
 
-    told = []
+    told, seen = [], []
 
     def die(done, what):
-        told.append(what)
-        if what == "network 2 of 2: update 20 of 30":
+        told.append(done)
+        # Both networks have had their first half, the second network ten updates of its other one.
+        if done > 0.75 + 0.25 / 2:
             raise Killed
 
     monkeypatch.setattr(Checkpoint, "due", property(lambda kept: kept.path is not None))
     monkeypatch.setattr(dqn, "_CHUNK", 10)
     cohort = small_cohort()
-    options = {"prioritized": prioritized, "q_bound": 0.1, "n_steps": 2}
+    options = {"prioritized": prioritized, "q_bound": 0.1, "n_steps": 2, "updates": 60, "looks": 2}
     whole, clipped = trained(cohort, **options)
     with pytest.raises(Killed):
         trained(cohort, checkpoint=tmp_path, progress=die, **options)
+    told.clear()
     resumed, clipped_again = trained(
-        cohort, checkpoint=tmp_path, progress=lambda done, what: told.append(what), **options
+        cohort,
+        checkpoint=tmp_path,
+        progress=lambda done, what: told.append(done),
+        watch=lambda policy, updates: seen.append((updates, weights(policy))),
+        **options,
     )
-    # The first network is only read, the second goes on with its last ten updates.
-    assert told[5:] == ["network 2 of 2: update 30 of 30"]
+    # What was done is read; the ten updates that are left are made.
+    assert told == [1.0]
     assert torch.equal(weights(resumed), weights(whole))
     assert clipped_again == clipped > 0
+    # What is looked at on the way is what it was.
+    first = []
+    trained(cohort, watch=lambda policy, updates: first.append((updates, weights(policy))), **options)
+    assert [updates for updates, _ in seen] == [updates for updates, _ in first] == [30, 60]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(seen, first, strict=True))
+
+
+def test_looking_at_the_training_changes_nothing(tmp_path):
+    cohort = small_cohort()
+    plain, clipped = trained(cohort, q_bound=0.1, n_steps=2)
+    watched, clipped_too = trained(cohort, q_bound=0.1, n_steps=2, looks=4, checkpoint=tmp_path)
+    assert torch.equal(weights(plain), weights(watched))
+    assert clipped == clipped_too > 0
 
 
 def test_the_value_is_the_mean_of_networks_that_differ():

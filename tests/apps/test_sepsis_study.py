@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 from apps.sepsis import evidence as comparisons
-from apps.sepsis import figures
+from apps.sepsis import figures, products
 from apps.sepsis.claims import CLAIMS
 from apps.sepsis.settings import Arm
 from apps.sepsis.study import SepsisStudy
@@ -22,6 +22,7 @@ from core.errors import InputError
 from core.stats import nested_ratio
 from core.study.run import expand
 from simulators.sepsis import Sepsis44, simulate_cohort
+from simulators.sepsis.icusepsis import ICUSepsis44
 from tests.apps.sepsis_evidence import ARMS, evidence
 
 PACKAGED = [name for name, _ in configs("sepsis")]
@@ -68,10 +69,12 @@ SMALLER = (
 )
 KILLED = """
 import os, signal, sys
+from apps.sepsis import products
 from apps.sepsis.study import SepsisStudy
 from core.checkpoint import Checkpoint
 from core.offline import dqn
 
+products.LOOKS, products.WATCHED = 2, 20
 dqn._CHUNK = 10
 Checkpoint.due = property(lambda kept: kept.path is not None)
 save, saved = Checkpoint.save, []
@@ -79,7 +82,7 @@ save, saved = Checkpoint.save, []
 def save_and_die(self, tensors):
     save(self, tensors)
     saved.append(self.path and self.path.name)
-    if saved.count("net1.safetensors") == 2:
+    if saved.count("net1_part1.safetensors") == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
 Checkpoint.save = save_and_die
@@ -108,13 +111,15 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _fewer_resamples():
+def _smaller():
     """What the intervals are is tested with the claims."""
 
     def quick(*given, **options):
         return nested_ratio(*given, **options | {"resamples": 200})
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "LOOKS", 2)
+        patch.setattr(products, "WATCHED", 20)
         patch.setattr(comparisons, "nested_ratio", quick)
         for place in ("apps.sepsis.table", "apps.sepsis.figures.policies"):
             patch.setattr(f"{place}.nested_ratio", quick)
@@ -252,7 +257,7 @@ def test_the_table_has_every_arm_with_intervals(whole):
 def test_every_picture_is_drawn(whole):
     _, out, _ = whole
     expected = {"survival", "preference", "verdicts", "debate_accuracy", "shown_features", "calibration"}
-    expected |= {"actions", "dose_excess"}
+    expected |= {"actions", "dose_excess", "training"}
     for kind, begins in (("png", b"\x89PNG"), ("pdf", b"%PDF")):
         drawn = {path.stem: path for path in (out / "figures").glob(f"*.{kind}")}
         assert drawn.keys() == expected
@@ -324,13 +329,13 @@ def test_trained_debaters_and_their_confusers_take_part(no_pictures, tmp_path):
         *SMALLER,
         "patients={kind: icusepsis44, patients: 60}",
         "debates.debaters=maxmin",
-        "debates.learned=[isolated, precommit, self_play, maxmin]",
+        "debates.learned=[precommit, maxmin]",
         f"debates.training={{{tiny}, {generations}}}",
         f"debates.confuser={{{tiny}}}",
     )
     summary = run(study, tmp_path / "out")
     rows = {(r.method, r.metric): r for r in summary.table if r.scenario == "debate"}
-    for method in ("PPO isolated", "PPO precommitted", "PPO self-play", "PPO maxmin"):
+    for method in ("PPO precommitted", "PPO maxmin"):
         for setting in ("alone", "refuted", "confused"):
             assert 0 <= rows[method, f"accuracy, {setting}"].mean <= 100
     assert ("PPO precommitted", "accuracy, itself") not in rows
@@ -352,7 +357,7 @@ def test_killed_and_resumed_equals_uninterrupted(no_pictures, tmp_path):
     assert process.returncode == -signal.SIGKILL
     # The judges are done; the second network of the first policy is under way.
     assert len(list(killed.glob("runs/*/result.nc"))) == 1
-    assert list(killed.rglob("net1.safetensors"))
+    assert list(killed.rglob("net1_part1.safetensors"))
     for out in (killed, whole):
         run(study, out)
     for each in expand(study.runs()).values():
@@ -372,7 +377,9 @@ def drawn(given, learners):
         drawing = figure.draw()
         drawing.savefig(io.BytesIO(), dpi=25)
         for axes in drawing.axes:
-            if axes.axison:
+            if axes.get_label() == "<colorbar>":
+                assert axes.get_ylabel(), figure.name
+            elif axes.axison:
                 assert _words(axes, "x"), figure.name
                 assert any(_words(other, "y") for other in axes.get_shared_y_axes().get_siblings(axes)), figure.name
         assert figure.caption.endswith(".")
@@ -387,7 +394,7 @@ def _words(axes, which):
 
 
 EVERYTHING = {"survival", "preference", "verdicts", "debate_accuracy", "shown_features", "calibration"}
-EVERYTHING |= {"actions", "dose_excess"}
+EVERYTHING |= {"actions", "dose_excess", "training"}
 
 
 @pytest.mark.filterwarnings("error")
@@ -396,7 +403,7 @@ EVERYTHING |= {"actions", "dose_excess"}
     [
         ({"learned": ("ppo_precommit", "ppo_maxmin")}, ("plain", "conservative"), set()),
         ({"seeds": 1, "arms": ARMS[:1]}, ("plain",), {"preference", "verdicts"}),
-        ({"simulated": False}, ("plain", "conservative"), {"survival"}),
+        ({"simulated": False}, ("plain", "conservative"), {"survival", "training"}),
         ({"seeds": 2, "arms": (Arm(lam=0), Arm(lam=1), Arm(lam=0.75))}, ("plain",), set()),
     ],
 )
@@ -420,3 +427,8 @@ def test_a_policy_has_one_colour_whatever_the_learner():
     ]
     for name in colours[1]:
         assert colours[0][name] == colours[1][name]
+
+
+def test_the_best_policy_of_the_chain_is_worked_out_once_a_device():
+    chain = ICUSepsis44()
+    assert chain.on("cpu").value_iteration()[0] is ICUSepsis44().value_iteration()[0]
