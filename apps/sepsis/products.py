@@ -34,12 +34,13 @@ from apps.sepsis.settings import (
     TabularPatients,
 )
 from core import files
+from core.errors import InputError
 from core.offline import BehaviourCloning
 from core.rl.checkpoint import read_tensors
 from core.seeds import stream
 from core.study import Context, Product
 from simulators.sepsis import Physician, Sepsis44, icusepsis, simulate_cohort
-from simulators.sepsis.cohort import Cohort, Split
+from simulators.sepsis.cohort import SPLITS, Cohort, Split
 from simulators.sepsis.icusepsis import ICUSepsis44
 
 COHORT, CLINICIAN, DEBATES = "cohort.nc", "clinician", "debates.safetensors"
@@ -69,10 +70,17 @@ class CohortProduct(Product):
             simulated(self.source, self.seed).save(directory / COHORT)
 
     def open(self, context: Context) -> Cohort:
-        """The cohort, on the device."""
-        if isinstance(self.source, RecordedPatients):
-            return Cohort.load(self.source.path).to(context.device)
-        return Cohort.load(context.product(self) / COHORT).to(context.device)
+        """The cohort, on the device.
+
+        Raises:
+            InputError: as ``Cohort.load``, or fewer than two patients to learn from or to test on.
+        """
+        path = self.source.path if isinstance(self.source, RecordedPatients) else context.product(self) / COHORT
+        cohort = Cohort.load(path).to(context.device)
+        for number in (0, 2):
+            if (found := int((cohort.split == number).sum())) < 2:
+                raise InputError(f"{path}: {found} {SPLITS[number]} patients; at least 2")
+        return cohort
 
 
 def simulated(source: MechanisticPatients | TabularPatients, seed: int) -> Cohort:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -59,6 +60,16 @@ class RecordedPatients(Config):
     """Kind of source."""
     path: Path
     """The file ``cohort.nc``."""
+    content: str | None = None
+    """SHA-256 of the file, taken when it is there: results are those of the content, not of the name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_content(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.get("content") and Path(str(given.get("path"))).is_file():
+            with Path(given["path"]).open("rb") as file:
+                given = {**given, "content": hashlib.file_digest(file, "sha256").hexdigest()}
+        return given
 
 
 Source = Annotated[MechanisticPatients | TabularPatients | RecordedPatients, Field(discriminator="kind")]

@@ -10,18 +10,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 from apps.sepsis import evidence as comparisons
 from apps.sepsis import figures, products
 from apps.sepsis.claims import CLAIMS
-from apps.sepsis.settings import Arm
+from apps.sepsis.settings import Arm, RecordedPatients
 from apps.sepsis.study import SepsisStudy
 from core.configs import configs
 from core.errors import InputError
 from core.stats import nested_ratio
+from core.study import StudyError
 from core.study.run import expand
 from simulators.sepsis import Sepsis44, simulate_cohort
+from simulators.sepsis.cohort import Cohort
 from simulators.sepsis.icusepsis import ICUSepsis44
 from tests.apps.sepsis_evidence import ARMS, evidence
 
@@ -318,6 +321,15 @@ def test_records_leave_survival_open_and_decide_the_rest(no_pictures, tmp_path, 
     assert not summary.all_hold
 
 
+@pytest.mark.parametrize(("number", "name"), [(0, "train"), (2, "test")])
+def test_records_without_patients_to_learn_from_or_to_test_on_are_refused(tmp_path, records, number, name):
+    cohort = Cohort.load(records)
+    replace(cohort, split=torch.where(cohort.split == number, 1, cohort.split)).save(tmp_path / "cohort.nc")
+    study = load(tmp_path, f"patients={{kind: recorded, path: {tmp_path / 'cohort.nc'}}}", SMALLER[0], *SMALLER[2:])
+    with pytest.raises(StudyError, match=f"cohort.nc: 0 {name} patients; at least 2"):
+        run(study, tmp_path / "out")
+
+
 # ---- trained debaters, and the other simulator
 
 
@@ -355,8 +367,8 @@ def test_killed_and_resumed_equals_uninterrupted(no_pictures, tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "small.yaml"), str(killed)]
     process = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
     assert process.returncode == -signal.SIGKILL
-    # The judges are done; the second network of the first policy is under way.
-    assert len(list(killed.glob("runs/*/result.nc"))) == 1
+    # The judges are done; the second network of a policy is under way.
+    assert 0 < len(list(killed.glob("runs/*/result.nc"))) < len(expand(study.runs()))
     assert list(killed.rglob("net1_part1.safetensors"))
     for out in (killed, whole):
         run(study, out)
@@ -432,3 +444,14 @@ def test_a_policy_has_one_colour_whatever_the_learner():
 def test_the_best_policy_of_the_chain_is_worked_out_once_a_device():
     chain = ICUSepsis44()
     assert chain.on("cpu").value_iteration()[0] is ICUSepsis44().value_iteration()[0]
+
+
+def test_results_of_records_are_those_of_the_files_content(tmp_path):
+    path = tmp_path / "cohort.nc"
+    hashes = []
+    for content in (b"one", b"two", b"two"):
+        path.write_bytes(content)
+        hashes.append(RecordedPatients(path=path).hash)
+    assert hashes[0] != hashes[1] == hashes[2]
+    path.unlink()
+    assert RecordedPatients(path=path).content is None
