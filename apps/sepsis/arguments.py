@@ -10,16 +10,17 @@ from torch import Tensor
 
 from apps.sepsis.debate import Debate, Debater, draw_starter, hold_debate
 from apps.sepsis.debaters import FirstOrderDebater, LookaheadDebater, RandomDebater, first_order_evidence
+from apps.sepsis.exact import ExactDebater
 from apps.sepsis.judge import Judge, JudgeEnsemble, random_evidence
 from apps.sepsis.learned_debaters import LearnedDebater
 from core import files
 from core.errors import InputError
 from simulators.sepsis.features import STATE
 
-DebaterKind = Literal["first_order", "lookahead", "random", "isolated", "precommit", "self_play", "maxmin"]
-"""Who debates: the cheap or the searching debater, random features, or one kind of trained debaters."""
+DebaterKind = Literal["first_order", "lookahead", "exact", "random", "isolated", "precommit", "self_play", "maxmin"]
+"""Who debates: the cheap, the searching or the exact debater, random features, or one kind of trained debaters."""
 
-UNTRAINED = ("first_order", "lookahead", "random")
+UNTRAINED = ("first_order", "lookahead", "exact", "random")
 """Those that need no training."""
 LEARNED = ("isolated", "precommit", "self_play", "maxmin")
 """Those that are trained."""
@@ -76,7 +77,7 @@ class Arguments:
     """The debaters of a study before their judge; one who sees the whole state needs nobody.
 
     Args:
-        judge: scores; first-order and lookahead debaters also choose by its scores.
+        judge: scores; searching debaters also choose by its scores.
         kind: who debates.
         trained: who argues for the first action and who for the second, where the kind is a trained one.
     """
@@ -116,6 +117,8 @@ class Arguments:
             return RandomDebater(generator), RandomDebater(generator)
         if self.kind == "first_order":
             return FirstOrderDebater(self.judge), FirstOrderDebater(self.judge)
+        if self.kind == "exact":
+            return ExactDebater(self.judge), ExactDebater(self.judge)
         return self.trained or (LookaheadDebater(self.judge), LookaheadDebater(self.judge))
 
     def evidence(self, state: Tensor, first: Tensor, second: Tensor, seed: int) -> Tensor:

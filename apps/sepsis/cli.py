@@ -96,7 +96,8 @@ RejectedOption = Annotated[Rejected, typer.Option(help="Actions held against the
 DebatersOption = Annotated[
     str,
     typer.Option(
-        metavar="NAME|DIR", help="first_order, lookahead or random, or a folder with debaters that debate has trained."
+        metavar="NAME|DIR",
+        help="first_order, lookahead, exact or random, or a folder with debaters that debate has trained.",
     ),
 ]
 RedactOption = Annotated[

@@ -17,6 +17,7 @@ from apps.sepsis.clinician import Clinician
 from apps.sepsis.estimates import EstimateSettings, estimate, log_weights, logged_outcome, target_probabilities
 from apps.sepsis.outcomes import is_simulated, true_outcome
 from apps.sepsis.policies import LearnedPolicy
+from apps.sepsis.table import MOST_FLOORED
 from core.offline import Estimate
 from core.stats import Interval, mean_interval
 from core.study import Row
@@ -61,16 +62,24 @@ class OffPolicyReport:
         policies: one or more.
         logged: the clinician's own mean discounted outcome.
         settings: of the estimates.
+        steps: that were logged.
     """
 
     policies: tuple[PolicyEstimates, ...]
     logged: Interval
     settings: EstimateSettings
+    steps: int
 
     @property
     def flags(self) -> list[str]:
-        """A line for each policy about which the log says nothing."""
+        """A line for each policy about which the log says nothing, and one if the clinician's policy is doubtful."""
         lines = []
+        raised = max((e.floored for policy in self.policies for e in policy.estimates), default=0)
+        if raised > MOST_FLOORED * self.steps:
+            lines.append(
+                f"clinician: next to no probability for {raised} of {self.steps} logged actions, which was raised "
+                f"(more than {MOST_FLOORED:.0%}: estimate it better)"
+            )
         for policy in self.policies:
             weighed = [e for e in policy.estimates if e.verdict == "not identifiable"]
             if weighed:
@@ -180,4 +189,5 @@ def compare_policies(
             truth = mean_interval(lived.cpu())
         weights = log_weights(cohort, policy, clinician, settings).cpu()
         found.append(PolicyEstimates(name, tuple(estimates), weights, truth))
-    return OffPolicyReport(tuple(found), logged_outcome(cohort, settings.gamma), settings)
+    steps = len(cohort.steps("test"))
+    return OffPolicyReport(tuple(found), logged_outcome(cohort, settings.gamma), settings, steps)

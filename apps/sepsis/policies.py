@@ -135,7 +135,7 @@ def train_policy(
                 "head_arch": [settings.heads],
                 "batch_norm": settings.batch_norm,
                 "activation_fn": torch.nn.LeakyReLU,
-                "xavier": True,
+                "xavier": settings.initial == "xavier",
             },
             seed=stream(seed, f"network {i}"),
             device=device,

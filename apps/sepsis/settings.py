@@ -123,6 +123,8 @@ class PolicySettings(Config):
     """Width of the hidden layer of value and advantage head."""
     batch_norm: bool = True
     """Batch normalisation in the trunk, before each leaky ReLU."""
+    initial: Literal["xavier", "torch"] = "xavier"
+    """Initial weights: Glorot's normal ones, as published, or torch's, which are smaller."""
     prioritized: bool = True
     """Prioritised replay (alpha 0.6, beta 0.9) instead of uniform."""
     q_bound: float | None = Field(default=20.0, gt=0)

@@ -34,9 +34,10 @@ from apps.sepsis.settings import (
     RecordedPatients,
     Source,
 )
-from apps.sepsis.table import LIMITS, MEASURES, rows_of
+from apps.sepsis.table import LIMITS, MEASURES, doubts, rows_of
 from core.errors import InputError
 from core.study import Analysis, Config, Results, Run, Study, Summary
+from simulators.sepsis.cohort import Cohort
 from simulators.sepsis.features import STATE
 
 
@@ -206,13 +207,19 @@ class SepsisStudy(Study):
         return found + [self.reference(seed, learner) for learner in self.used for seed in self.every_seed]
 
     def run(self, *given: Any, **options: Any) -> Summary:
-        """As any study; records that are not there are refused before anything runs.
+        """As any study; records that are not there, or whose rewards cannot be shaped, are refused before it runs.
 
         Raises:
-            InputError: no such file, or as any study.
+            InputError: no such file, no values in units for ``shaping: raw``, or as any study.
         """
-        if isinstance(self.patients, RecordedPatients) and not self.patients.path.is_file():
-            raise InputError(f"patients.path: {self.patients.path}: no such file; szilard sepsis ingest makes one")
+        if isinstance(self.patients, RecordedPatients):
+            path = self.patients.path
+            if not path.is_file():
+                raise InputError(f"patients.path: {path}: no such file; szilard sepsis ingest makes one")
+            if self.policy.shaping == "raw" and Cohort.load(path).raw is None:
+                raise InputError(
+                    f"policy.shaping: raw, but {path} holds normalised values only; allowed: none, normalised"
+                )
         return super().run(*given, **options)
 
     @property
@@ -246,5 +253,5 @@ class SepsisStudy(Study):
             decide(evidence, self.claims),
             figures.of_study(evidence, tuple(x.name for x in self.used)),
             xr.DataTree.from_dict(groups),
-            [*self.cautions(), *LIMITS, *MEASURES],
+            [*self.cautions(), *doubts(evidence), *LIMITS, *MEASURES],
         )

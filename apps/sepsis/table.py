@@ -22,6 +22,8 @@ from core.stats import Interval, nested_ratio
 from core.study import Row
 
 T = TypeVar("T")
+MOST_FLOORED = 0.01
+"""Share of the logged actions whose behaviour probability may be raised to the floor without a word."""
 MEASURES = (
     "survival: probability of surviving the 72 h of the simulator, mean of the product of (1 - hazard) over patients "
     "that all policies and seeds have in common; preference: share of the test steps at which a policy and that of "
@@ -32,17 +34,18 @@ MEASURES = (
     "whole state, or the outcome of a debate. alone: the debater of the logged action chooses all items (a "
     "precommitted one its half); itself: against its like; refuted: by a one-step search for "
     "the rejected action; confused: by a debater that was trained against it.",
-    "Intervals are 95 % bootstrap intervals that draw seeds, then patients within a seed; each seed draws patients, "
-    "judge and networks anew. With few seeds the spread between them is understated.",
+    "Intervals are 95 % bootstrap intervals that draw seeds, then patients within a seed; each seed draws patients "
+    "(records and their split stay the same), judge and networks anew. With few seeds the spread between them is "
+    "understated, and so is that of patients whom seeds have in common.",
     "Off-policy estimates are of softmax(Q) from the test patients, the mean discounted outcome (+1 or -1), with the "
     "effective sample size; where it is below 5 % of the patients or below 30 the value is not identifiable and ranks "
     "nothing. The truth beside them is from new patients treated by the same stochastic policy.",
 )
 LIMITS = (
-    "Limits. Here the debate reward improves survival over lambda 0 where plain double Q-learning exploits actions "
-    "that nobody took: a bonus for logged actions regularises. The published little loss is shown as no loss.",
-    "With the conservative learner lambda 0 is already close to the clinician and the debate reward changes less; both "
-    "baselines are in the table, the claims use the plain one, as published.",
+    "Limits. Plain double Q-learning can exploit actions that nobody took. Where lambda 0 does, survival gained over it "
+    "is no merit of debate: any bonus for logged actions regularises. Nor does it show the little loss as published.",
+    "A conservative learner keeps lambda 0 closer to the log and leaves the debate reward less to change; where the "
+    "study has one it is in the table, the claims use the plain learner, as published.",
     "A policy that copies the clinician also pleases a judge trained on the clinician's choices: the rows of the "
     "cloned clinician say by how much.",
 )
@@ -166,6 +169,21 @@ def _estimates(learner: str, arm: str, data: Seeds) -> Iterator[Row]:
             if name != "FQE":
                 ess = float(one["estimate_ess"])
                 yield Row(scenario, method, f"{name}, effective sample size", "patients", ess, n=n)
+
+
+def doubts(evidence: Evidence) -> list[str]:
+    """A line for each seed whose behaviour probabilities were too often raised to be believed."""
+    lines = {}
+    for of_arm in evidence.trained.values():
+        for seed, data in of_arm.items():
+            if "estimate_floored" in data:
+                share = float(data["estimate_floored"].max()) / data.sizes["step"]
+                if share > MOST_FLOORED:
+                    lines[seed] = (
+                        f"off-policy estimates, seed {seed}: the behaviour policy gave {share:.1%} of the logged actions "
+                        f"next to no probability, which was raised (more than {MOST_FLOORED:.0%}: estimate it better)"
+                    )
+    return list(lines.values())
 
 
 def _or_none(made: Callable[[], T]) -> T | None:

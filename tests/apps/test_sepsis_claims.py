@@ -311,6 +311,16 @@ def test_trained_debaters_are_averaged_over_the_seeds_where_they_took_part():
     assert not any(method.startswith("precommitted") and metric.endswith("itself") for _, method, metric in rows)
 
 
+@pytest.mark.parametrize(("floored", "told"), [(0, 0), (1000, 1)])
+def test_behaviour_probabilities_that_were_raised_too_often_are_told(floored, told):
+    found = evidence(seeds=2)
+    for of_arm in found.trained.values():
+        of_arm[1]["estimate_floored"] = ("estimator", [floored, 0])
+    lines = doubts(found)
+    assert len(lines) == told
+    assert all(line.startswith("off-policy estimates, seed 1:") for line in lines)
+
+
 def test_records_have_no_survival_in_the_table():
     rows = table(evidence(simulated=False))
     assert not any("survival" in metric for _, _, metric in rows)

@@ -65,8 +65,8 @@ def test_the_clinicians_own_outcome_is_the_mean_of_the_test_patients():
     assert logged_outcome(COHORT, 1.0).mean == pytest.approx(float(test.outcome.mean()))
 
 
-def estimate(name, value, verdict="identifiable"):
-    return Estimate(name, value, value - 0.1, value + 0.1, 50.0, 0.1, 60, 0, verdict)
+def estimate(name, value, verdict="identifiable", floored=0):
+    return Estimate(name, value, value - 0.1, value + 0.1, 50.0, 0.1, 60, floored, verdict)
 
 
 def report(*policies, truth=(None, None)):
@@ -76,9 +76,8 @@ def report(*policies, truth=(None, None)):
         )
         for i, (estimates, t) in enumerate(zip(policies, truth, strict=True))
     ]
-    return OffPolicyReport(
-        tuple(found), Interval(0.5, 0.4, 0.6, 60), EstimateSettings(estimators=("WIS", "WDR", "FQE"))
-    )
+    settings = EstimateSettings(estimators=("WIS", "WDR", "FQE"))
+    return OffPolicyReport(tuple(found), Interval(0.5, 0.4, 0.6, 60), settings, steps=800)
 
 
 def test_policies_are_ranked_by_truth_else_by_an_estimate_else_not_at_all():
@@ -92,6 +91,12 @@ def test_policies_are_ranked_by_truth_else_by_an_estimate_else_not_at_all():
     model = [estimate("FQE", 0.3, "model alone")]
     assert report(model, model).order.startswith("not ranked: needs one of WDR")
     assert report(model, model).flags == []
+
+
+@pytest.mark.parametrize(("floored", "flagged"), [(8, False), (9, True)])
+def test_a_clinician_who_is_often_given_next_to_no_probability_is_flagged(floored, flagged):
+    found = [estimate("WIS", 0.5, floored=floored)]
+    assert [line.split(":")[0] for line in report(found, found).flags] == ["clinician"] * flagged
 
 
 def test_several_judges_are_read_again_as_they_were(tmp_path):

@@ -207,6 +207,15 @@ def test_records_that_are_not_there_are_refused_before_anything_runs(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_records_without_units_and_shaping_in_units_are_refused_before_anything_runs(tmp_path):
+    path = tmp_path / "cohort.nc"
+    replace(simulate_cohort(Sepsis44(), 20, 0), raw=None, normalisation=None).save(path)
+    study = load(tmp_path, f"patients={{kind: recorded, path: {path}}}", "policy.shaping=raw")
+    with pytest.raises(InputError, match=r"policy\.shaping: raw, but .*cohort\.nc holds normalised values only"):
+        run(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # ---- a whole study
 
 
