@@ -166,6 +166,11 @@ class OfflineDataset:
         return torch.diff(self.starts, append=self.starts.new_tensor([len(self)]))
 
     @cached_property
+    def longest(self) -> int:
+        """Steps T of the longest episode."""
+        return int(self.lengths.max())
+
+    @cached_property
     def episode_index(self) -> Tensor:
         """``(N,)`` number 0..E-1 of each row's episode."""
         return torch.repeat_interleave(torch.arange(self.episodes, device=self.device), self.lengths)
@@ -178,7 +183,7 @@ class OfflineDataset:
     @cached_property
     def mask(self) -> Tensor:
         """``(E, T)`` bool, which steps of the longest episode's T each episode has."""
-        return torch.arange(int(self.lengths.max()), device=self.device) < self.lengths[:, None]
+        return torch.arange(self.longest, device=self.device) < self.lengths[:, None]
 
     def padded(self, values: Tensor) -> Tensor:
         """Row values ``(N, ...)`` as ``(E, T, ...)``, zeros behind an episode's end."""
@@ -236,7 +241,7 @@ class OfflineDataset:
         rows = torch.arange(len(self), device=self.device) if rows is None else rows.to(self.device)
         last = torch.minimum(rows + n - 1, self.ends[rows])
         total = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
-        for k in range(min(n, self.mask.shape[1])):
+        for k in range(min(n, self.longest)):
             inside = rows + k <= last
             total += gamma**k * torch.where(inside, self.rewards[(rows + k).clamp(max=len(self) - 1)], 0.0)
         return TransitionBatch(
@@ -431,8 +436,8 @@ def _check_shapes(data: OfflineDataset) -> None:
     for name in ("terminated", "truncated"):
         if getattr(data, name).dtype != torch.bool:
             raise InputError(f"{data.name}: {name} is {getattr(data, name).dtype}, must be bool")
-    if data.discrete and data.actions.is_floating_point():
-        raise InputError(f"{data.name}: actions are {data.actions.dtype}; a Discrete space needs integers")
+    if data.discrete and data.actions.dtype != torch.int64:
+        raise InputError(f"{data.name}: actions are {data.actions.dtype}; a Discrete space needs int64")
 
 
 def _check_values(data: OfflineDataset) -> None:

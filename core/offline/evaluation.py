@@ -10,7 +10,7 @@ model Q of the policy's action values, V = sum_a pi(a|s) Q(s, a):
 
 Precup, Sutton and Singh (2000) for IS to WPDIS; Jiang and Li (2016), eq. 10, for DR; Thomas and Brunskill (2016) for
 WDR; Le, Voloshin and Yue (2019) for FQE. An episode that is over keeps its last weight and earns nothing; a truncated
-one counts with what was logged.
+one counts with what was logged, but for FQE, whose Q may value what the log has cut off.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ class Trajectories:
         """
         if not 0.0 <= gamma <= 1.0:
             raise InputError(f"gamma: {gamma}; allowed: [0, 1]")
+        target, behaviour, q = (None if x is None else x.to(dataset.device) for x in (target, behaviour, q))
         pi = _of_logged(dataset, "target", target)
         log_b, floored = _behaviour(dataset, behaviour, floor, official)
         log_weights = torch.cumsum(dataset.padded(pi.log() - log_b), 1)
@@ -166,7 +167,8 @@ def evaluate_policy(
         q: ``(N, A)`` model of the policy's action values, such as ``FittedQEvaluation``'s.
         estimators: names; None for all that the arguments allow.
         clip: bounds of every cumulative weight; None for none.
-        floor: least behaviour probability; None for 0.01 if ``behaviour`` is given, and none for the dataset's record.
+        floor: least behaviour probability; None for 0.01 if ``behaviour`` is given, and none for the dataset's record
+            or for densities, which have units.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         compat: "official" weighs as the code behind Sukovic and Radanovic (2024) does: weights clipped to [1e-8, 100],
@@ -335,7 +337,7 @@ def _behaviour(
 ) -> tuple[Tensor, int]:
     """Log-probability (N,) of the logged actions under the policy that logged, and how many were raised."""
     estimated = behaviour is not None
-    least = floor if floor is not None else FLOOR if estimated else 0.0
+    least = floor if floor is not None else FLOOR if estimated and dataset.discrete else 0.0
     if not 0.0 <= least < 1.0:
         raise InputError(f"floor: {floor}; allowed: [0, 1)")
     if behaviour is None:

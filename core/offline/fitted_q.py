@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from core.bandits.row_checks import refuse_outside
+from core.bandits.row_checks import refuse_outside, refuse_rows
 from core.checkpoint import Checkpoint
 from core.errors import InputError
 from core.nn.adam import minimise
@@ -94,7 +94,7 @@ class FittedQEvaluation:
             progress: told the share done and a message.
 
         Raises:
-            InputError: continuous actions, or probabilities of a wrong shape.
+            InputError: continuous actions, or probabilities of a wrong shape or that do not sum to 1.
             TrainingDiverged: the values grew beyond all bounds.
         """
         dataset = dataset.to(self.device)
@@ -103,7 +103,10 @@ class FittedQEvaluation:
         shape = (len(dataset), dataset.choices)
         if following.shape != shape:
             raise InputError(f"target: has shape {tuple(following.shape)}; must be {shape}")
+        following = following.to(self.device)
         refuse_outside("target", following, 0.0, 1.0)
+        total = torch.where(one.terminated, 1.0, following.double().sum(1))
+        refuse_rows("target: sum of probabilities", total, (total - 1).abs() < 1e-3, "1")
         # What a bootstrap takes of each next action: nothing beyond a termination.
         following = following.to(one.rewards) * (one.discounts * ~one.terminated)[:, None]
         self.network = self.weights = None

@@ -20,7 +20,8 @@ def mlp(sizes: Sequence[int], seed: int, *, batch_norm: bool = False) -> nn.Sequ
     """
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream(seed, "weights"))
+        # torch.manual_seed would set the generators of all GPUs too.
+        torch.default_generator.manual_seed(stream(seed, "weights"))
         for inputs, outputs in itertools.pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
             layers += [nn.BatchNorm1d(outputs)] if batch_norm else []

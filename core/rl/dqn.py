@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import RolloutReturn, TrainFreq
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule, should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -59,7 +59,8 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
             device``.
 
     Raises:
-        InputError: VecNormalize, or a number out of its range.
+        InputError: VecNormalize, a number out of its range, or a ``replay_buffer_class`` that cannot do what
+            ``prioritized`` and ``n_steps`` ask for.
     """
 
     takes_masks = True
@@ -133,14 +134,18 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         self._statistics = list(target.buffers()), list(online.buffers())
 
     def _new_replay(self, env: VecEnv) -> ReplayBuffer:
-        kind, kwargs = self.replay_buffer_class, dict(self.replay_buffer_kwargs)
-        if kind is None:
-            kind = TensorReplayBuffer
-            if self.prioritized:
-                kind = PrioritizedReplayBuffer
-                kwargs |= {"alpha": self.priority_alpha, "eps": self.priority_eps}
+        own = PrioritizedReplayBuffer if self.prioritized else TensorReplayBuffer
+        kind, kwargs = self.replay_buffer_class or own, dict(self.replay_buffer_kwargs)
+        if not issubclass(kind, own) and (self.prioritized or self.n_steps > 1):
+            raise InputError(
+                f"replay_buffer_class: {kind.__name__}; allowed with prioritized or n_steps: {own.__name__}, or one "
+                "derived from it"
+            )
+        if issubclass(kind, TensorReplayBuffer):
             masked = isinstance(env, SB3VecEnv) and env.episodes.masked
             kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, "masked": masked} | kwargs
+        if issubclass(kind, PrioritizedReplayBuffer):
+            kwargs = {"alpha": self.priority_alpha, "eps": self.priority_eps} | kwargs
         return kind(
             self.buffer_size,
             self.observation_space,
@@ -151,10 +156,15 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
             **kwargs,
         )
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any
+    ) -> tuple[int, BaseCallback]:
         if self.env is not None and (self.replay_buffer is None or self.replay_buffer.n_envs != self.n_envs):
             self.replay_buffer = self._new_replay(self.env)
-        return super()._setup_learn(*args, **kwargs)
+        # SB3 resets the environment then.
+        if isinstance(self.replay_buffer, TensorReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
+            self.replay_buffer.cut()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
 
     # ---- roll-out
 
@@ -299,9 +309,10 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         judged = values
         if self.double:
             # The choice of the action is no part of the fit: without dropout, and by the statistics of all batches.
+            training = self.q_net.training
             self.q_net.set_training_mode(False)
             judged = self.q_net(batch.next_observations)
-            self.q_net.set_training_mode(True)
+            self.q_net.set_training_mode(training)
         return values.gather(1, _greedy(judged, batch.next_masks))
 
     def critic_target(self, batch: ReplayBatch) -> Tensor:

@@ -91,5 +91,5 @@ def _is_masked(env: VecEnv) -> bool:
 def _action_masks(env: VecEnv) -> Tensor | np.ndarray:
     """The actions allowed now; ``(n, actions)`` bool."""
     if isinstance(env, SB3VecEnv):
-        return env.episodes.action_mask()
+        return env.episodes.action_mask().flatten(0, -2)
     return np.stack(env.env_method("action_masks"))

@@ -275,6 +275,10 @@ class TensorReplayBuffer(ReplayBuffer):
         if self.pos == self.buffer_size:
             self.full, self.pos = True, 0
 
+    def cut(self) -> None:
+        """No transition goes on beyond the newest step: what is stored next begins new episodes."""
+        self.data["ended"][self.pos - 1] = True
+
     def add(self, obs: Any, next_obs: Any, action: Any, reward: Any, done: Any, infos: list[dict[str, Any]]) -> None:
         """The same from SB3's loop."""
         truncated = np.array([info.get("TimeLimit.truncated", False) for info in infos])

@@ -102,6 +102,10 @@ def nested_ratio(
         raise InputError("numerators: no group; at least 1")
     tops = [as_sample(x, f"numerators[{g}]") for g, x in enumerate(numerators)]
     given = [np.ones(len(x)) for x in tops] if denominators is None else denominators
+    if len(given) != len(tops):
+        raise InputError(f"denominators: {len(given)} groups; must be {len(tops)}, as of numerators")
+    if resamples < 1:
+        raise InputError(f"resamples: {resamples} is below 1")
     bottoms = [as_sample(x, f"denominators[{g}]") for g, x in enumerate(given)]
     for g, (top, bottom) in enumerate(zip(tops, bottoms, strict=True)):
         check_paired(top, bottom)
