@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from apps.sepsis.debate import Debate, Debater, draw_starter, hold_debate
+from apps.sepsis.debate import Debate, Debater, Order, draw_starter, hold_debate
 from apps.sepsis.debaters import FirstOrderDebater, LookaheadDebater, RandomDebater, first_order_evidence
 from apps.sepsis.exact import ExactDebater
 from apps.sepsis.judge import Judge, JudgeEnsemble, random_evidence
@@ -79,7 +79,8 @@ class Arguments:
     Args:
         judge: scores; searching debaters also choose by its scores.
         kind: who debates.
-        trained: who argues for the first action and who for the second, where the kind is a trained one.
+        trained: who argues for an action and who against it, where the kind is a trained one. When two policies are
+            compared the former argues on both sides: a rival that was trained longer would make the comparison unfair.
     """
 
     def __init__(
@@ -109,7 +110,8 @@ class Arguments:
         generator = torch.Generator(state.device).manual_seed(seed)
         starter = draw_starter(len(state), generator, state.device)
         one, two = self.players(generator)
-        return hold_debate(state, first, second, one, two, self.judge.items, starter=starter)
+        order: Order = "upfront" if self.kind == "precommit" else "alternating"
+        return hold_debate(state, first, second, one, two, self.judge.items, order=order, starter=starter)
 
     def players(self, generator: torch.Generator) -> tuple[Debater, Debater]:
         """Who argues for the first action, and who for the second; only random debaters draw from ``generator``."""
@@ -119,7 +121,9 @@ class Arguments:
             return FirstOrderDebater(self.judge), FirstOrderDebater(self.judge)
         if self.kind == "exact":
             return ExactDebater(self.judge), ExactDebater(self.judge)
-        return self.trained or (LookaheadDebater(self.judge), LookaheadDebater(self.judge))
+        if self.trained is not None:
+            return self.trained[0], self.trained[0]
+        return LookaheadDebater(self.judge), LookaheadDebater(self.judge)
 
     def evidence(self, state: Tensor, first: Tensor, second: Tensor, seed: int) -> Tensor:
         """What the judge gets to see of states ``(N, 44)`` with two actions ``(N,)``; ``(N, 44)`` bool.

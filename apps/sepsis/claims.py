@@ -71,6 +71,8 @@ def _preferred(evidence: Evidence) -> _Verdict:
         f"preferred at {_share(own)} of the steps where they differ (by seed {_by_seed((won, differing))}), the cloned"
         f" clinician at {_share(cloned)}{_beside(evidence, lambda e: _share(interval(e)))}"
     )
+    imitated = preference_difference((won, differing), evidence.preference_of(PLAIN, "clinician"))
+    reason += f"; less the cloned clinician {_number(imitated)}"
     ahead = interval(([w - 0.5 * d for w, d in zip(won, differing, strict=True)], differing))
     test = "share less 0.5: lower end above 0, and the cloned clinician's share below the policy's"
     return _Verdict(ahead.low > 0 and cloned.mean < own.mean, reason, ahead, test)
@@ -94,18 +96,22 @@ def _state_no_better(evidence: Evidence) -> _Verdict:
     full = [evidence.preference(PLAIN, arm, "by_full_judge") for arm in (STATE, DEBATE)]
     liked = preference_difference(full[0], full[1])
     reason = f"state less debate: survival {_number(lived)}, preference by the full judge {_number(liked)}"
-    holds = lived.high < STATE_SURVIVAL and liked.high < STATE_PREFERENCE
-    test = f"survival: upper end below {STATE_SURVIVAL:g} (shown), and preference: upper end below {STATE_PREFERENCE:g}"
-    return _Verdict(holds, reason, replace(lived, p=None), test)
+    slack = STATE_SURVIVAL - lived.high, STATE_PREFERENCE - liked.high
+    # Of the two comparisons the one nearer to its margin is shown.
+    shown, what = (lived, "survival") if slack[0] <= slack[1] else (liked, "preference")
+    test = f"upper ends below {STATE_SURVIVAL:g} (survival) and {STATE_PREFERENCE:g} (preference); shown: {what}"
+    return _Verdict(min(slack) > 0, reason, replace(shown, p=None), test)
 
 
 def _resists(evidence: Evidence) -> _Verdict:
     turns, upfront = evidence.correct("lookahead", "itself"), evidence.correct("precommit_first_order", "refuted")
     gap = interval(evidence.by_patient([a - b for a, b in zip(turns, upfront, strict=True)]))
     held, refuted = (_share(interval(evidence.by_patient(x))) for x in (turns, upfront))
-    return _Verdict(
-        gap.low > 0, f"accuracy {held} alternating, {refuted} precommitted and then refuted", gap, "lower end above 0"
-    )
+    reason = f"accuracy {held} alternating, {refuted} precommitted and then refuted"
+    with suppress(Undecided):
+        first = _share(interval(evidence.by_patient(evidence.correct("lookahead_first", "itself"))))
+        reason += f"; alternating with the advocate always first, so that the refuter has the last word, {first}"
+    return _Verdict(gap.low > 0, reason, gap, "lower end above 0")
 
 
 def _beats_random(evidence: Evidence) -> _Verdict:

@@ -46,6 +46,8 @@ class EstimateSettings(Config):
     """Of the bootstrap over patients."""
     model_updates: int = Field(default=5000, ge=1)
     """Gradient steps of fitted Q evaluation."""
+    model_tau: float = Field(default=0.02, gt=0, le=1)
+    """Share of the network that its target takes over before each step: over 1/tau steps times the length of a stay."""
 
 
 def target_probabilities(policy: LearnedPolicy, settings: EstimateSettings) -> Callable[[Tensor], Tensor]:
@@ -88,6 +90,7 @@ def estimate(
         model = FittedQEvaluation(
             gamma=settings.gamma,
             gradient_steps=settings.model_updates,
+            tau=settings.model_tau,
             seed=stream(seed, "fitted q"),
             device=test.device,
         )

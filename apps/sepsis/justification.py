@@ -16,7 +16,8 @@ from torch import Tensor
 
 from apps.sepsis.arguments import Arguments
 from apps.sepsis.counterfactual import evidence_check, evidence_precision
-from apps.sepsis.debate import Debate, compare, verdict
+from apps.sepsis.debate import Debate, argue_alone, compare, hold_debate, verdict
+from apps.sepsis.debaters import FixedEvidence, LookaheadDebater
 from apps.sepsis.evidence import share
 from apps.sepsis.explanations import Probabilities, lime_order, shap_order
 from apps.sepsis.judge import Judge, JudgeEnsemble
@@ -146,8 +147,9 @@ def attribution_rows(
 
     Returns:
         ``alignment``, the share of the steps at which the judge, shown the top features, does not prefer the
-        baseline's action (ties count, as published), of the attribution and of the debate; and ``overlap``, the share
-        of the top features that the policy's advocate or its rival cites.
+        baseline's action (ties count, as published), of the attribution and of the debate; the share of the steps at
+        which the top L/2 features win, alone and ``refuted`` by a one-step search that answers with as many; and
+        ``overlap``, the share of the top features that the policy's advocate or its rival cites.
 
     Raises:
         MissingExtra: the package is not installed.
@@ -161,9 +163,14 @@ def attribution_rows(
     shown = torch.zeros_like(evidence).scatter(1, order[:, :items], True)
     patient = found.pairs.patient
     name = kind.upper()
+    half, listed = items // 2, FixedEvidence(order)
+    alone = argue_alone(state, first, second, listed, half)
+    refuted = hold_debate(state, first, second, listed, LookaheadDebater(arguments.judge), items, order="upfront")
     measured = [
         (f"top {items} of {name}", "alignment", compare(arguments.judge, state, shown, first, second) >= 0),
         ("debate", "alignment", found.utility >= 0),
+        (f"top {half} of {name}", "preferred to the baseline, alone", verdict(arguments.judge, alone) > 0),
+        (f"top {half} of {name}", "preferred to the baseline, refuted", verdict(arguments.judge, refuted) > 0),
         (f"top {items} of {name}", "overlap with the debate", (shown & evidence).sum(1) / items),
     ]
     rows = []

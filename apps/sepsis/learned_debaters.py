@@ -235,9 +235,16 @@ def train_isolated(
 def train_precommit(
     judge: Scorer, preferences: Preferences, settings: DebaterSettings, seed: int, **options: Any
 ) -> LearnedDebater:
-    """A debater who reveals L/2 items alone, without regard to what the other side may add; see ``train_debaters``."""
+    """A debater who reveals L/2 items alone, without regard to what the other side may add; see ``train_debaters``.
+
+    As published the judge is one that was trained for L/2 items; one for L items will do, but has never seen so few.
+    """
     check_items(settings.items, len(STATE), players=2)
-    game = replace(_game(judge, preferences, settings, options, role="preferred"), items=settings.items // 2)
+    half = settings.items // 2
+    if getattr(judge, "items", None) == half:
+        game = _game(judge, preferences, settings.model_copy(update={"items": half}), options, role="preferred")
+    else:
+        game = replace(_game(judge, preferences, settings, options, role="preferred"), items=half)
     return _train("precommit", 1, _blocks(settings.iterations, lambda _: game), settings, seed, **options)[0]
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from apps.sepsis.arguments import SIDES, Arguments, DebaterKind
 from apps.sepsis.clinician import Clinician, train_clinician
+from apps.sepsis.ingestion import write_report
 from apps.sepsis.judge import Judge, JudgeSettings, train_judge
 from apps.sepsis.learned_debaters import (
     ConfuserSettings,
@@ -21,6 +22,7 @@ from apps.sepsis.learned_debaters import (
 )
 from apps.sepsis.outcomes import is_simulated, true_survival
 from apps.sepsis.policies import LearnedPolicy, train_policy
+from apps.sepsis.policy_results import write_card
 from apps.sepsis.preferences import How, Preferences, draw_preferences
 from apps.sepsis.rewards import total_reward
 from apps.sepsis.settings import (
@@ -42,6 +44,7 @@ from core.study import Context, Product
 from simulators.sepsis import Physician, Sepsis44, icusepsis, simulate_cohort
 from simulators.sepsis.cohort import SPLITS, Cohort, Split
 from simulators.sepsis.icusepsis import ICUSepsis44
+from simulators.sepsis.report import describe
 
 COHORT, CLINICIAN, DEBATES = "cohort.nc", "clinician", "debates.safetensors"
 PAID = "paid debates"
@@ -67,7 +70,9 @@ class CohortProduct(Product):
     def make(self, directory: Path, context: Context) -> None:
         """Simulate and write them; records stay where they are."""
         if not isinstance(self.source, RecordedPatients):
-            simulated(self.source, self.seed).save(directory / COHORT)
+            cohort = simulated(self.source, self.seed)
+            cohort.save(directory / COHORT)
+            write_report(directory, describe(cohort, measures=False))
 
     def open(self, context: Context) -> Cohort:
         """The cohort, on the device.
@@ -178,6 +183,8 @@ class DebatersProduct(Product):
     """Before whom."""
     kind: Literal["isolated", "precommit", "self_play", "maxmin"]
     """How they are trained."""
+    half: JudgeProduct | None = None
+    """A judge of half the items, before whom ``precommit`` learns, as published; None for the judge itself."""
     settings: DebaterSettings
     """Of the training."""
     seed: int
@@ -196,7 +203,7 @@ class DebatersProduct(Product):
     def _train(self, context: Context) -> tuple[LearnedDebater, LearnedDebater]:
         return train_debaters(
             self.kind,
-            self.judge.open(context),
+            (self.half or self.judge).open(context),
             training_pairs(self.judge, context),
             self.settings,
             stream(self.seed, f"{self.kind} debaters"),
@@ -336,6 +343,7 @@ class PolicyProduct(Product):
             looks=LOOKS,
         )
         policy.save(directory)
+        write_card(directory / "model_card.md", cohort.to("cpu"), self.arm, self.learner, self.settings, [], self.seed)
         files.write_json(directory / "training.json", {"clipped_share": clipped, "curve": curve})
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from apps.sepsis.arguments import DebaterKind
-from apps.sepsis.debate import Debate, Debater, compare, verdict
+from apps.sepsis.debate import Debate, Debater, compare, hold_debate, verdict
 from apps.sepsis.debaters import FirstOrderDebater, LookaheadDebater, RandomDebater
 from apps.sepsis.estimates import EstimateSettings, as_dataset, estimate, target_probabilities
 from apps.sepsis.judge import Judge, calibration, judge_accuracy
@@ -37,6 +37,8 @@ from simulators.sepsis import Physician, Sepsis44, survival
 from simulators.sepsis.cohort import Cohort
 from simulators.sepsis.features import ACTIONS, STATE
 
+UNTRAINED_JUDGE = ("untrained_lookahead", "untrained_precommit")
+"""Strategies before a judge that has learned nothing: what the rules of the game do by themselves."""
 RANDOM_DRAWS = 5
 """Draws of random evidence for each pair."""
 
@@ -134,13 +136,15 @@ class Debates(Run):
             confuser, upfront = attackers.get(name), "precommit" in name
             held[name] = matches(judge, pairs, pair, seed, upfront=upfront, confuser=confuser)
             context.progress((i + 1) / len(players), name)
+        held |= _controls(judge, pairs, prepared.judge.seed)
         correct = np.full((len(held), len(SETTINGS), len(pairs)), np.nan, np.float32)
         overlap = np.full((len(held), len(pairs)), np.nan, np.float32)
         shown = held["lookahead"]["itself"].evidence
-        for i, of_strategy in enumerate(held.values()):
+        for i, (name, of_strategy) in enumerate(held.items()):
+            arbiter = untrained(judge, prepared.judge.seed) if name in UNTRAINED_JUDGE else judge
             for setting, debate in of_strategy.items():
-                correct[i, SETTINGS.index(setting)] = _array(verdict(judge, debate) > 0)
-            if "itself" in of_strategy:
+                correct[i, SETTINGS.index(setting)] = _array(verdict(arbiter, debate) > 0)
+            if "itself" in of_strategy and arbiter is judge:
                 overlap[i] = _array((of_strategy["itself"].evidence & shown).sum(1) / judge.items)
         return xr.Dataset(
             {
@@ -166,6 +170,29 @@ def _players(
         "lookahead": (search, search),
     }
     return known | {f"ppo_{product.kind}": product.open(context) for product in learned}
+
+
+def _controls(judge: Judge, pairs: Preferences, seed: int) -> dict[str, dict[str, Debate]]:
+    """What the order of the debate alone does: the advocate always first, and a judge that has learned nothing."""
+    state, good, bad = pairs.state, pairs.preferred, pairs.rejected
+    search, first = LookaheadDebater(judge), torch.ones_like(good)
+    after = hold_debate(state, good, bad, search, search, judge.items, starter=first)
+    blank = untrained(judge, seed)
+    alternating, precommitted = UNTRAINED_JUDGE
+    found = {"lookahead_first": {"itself": after}}
+    for name, debater in ((alternating, LookaheadDebater(blank)), (precommitted, FirstOrderDebater(blank))):
+        played = matches(blank, pairs, (debater, debater), stream(seed, name), upfront=name == precommitted)
+        setting = "refuted" if name == precommitted else "itself"
+        found[name] = {setting: played[setting]}
+    return found
+
+
+def untrained(judge: Judge, seed: int) -> Judge:
+    """A judge of the same kind that has learned nothing."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(stream(seed, "untrained judge"))
+        blank = Judge(judge.items, judge.hidden, judge.norm, judge.ties, judge.features)
+    return blank.to(next(judge.parameters()).device).eval()
 
 
 class Train(Run):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import xarray as xr
 from pydantic import Field, model_validator
@@ -39,6 +40,8 @@ from core.errors import InputError
 from core.study import Analysis, Config, Results, Run, Study, Summary
 from simulators.sepsis.cohort import Cohort
 from simulators.sepsis.features import STATE
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class JudgesSettings(Config):
@@ -81,10 +84,10 @@ class SepsisStudy(Study):
 
     patients: Source = MechanisticPatients()
     """Where patients come from."""
-    seeds: int = Field(default=3, ge=1, le=1000)
-    """How many; each draws patients, judges and networks anew."""
+    seeds: Annotated[int, Field(ge=1, le=1000)] | Annotated[tuple[Seed, ...], Field(min_length=1)] = 3
+    """How many, or which; each draws patients, judges and networks anew."""
     first_seed: int = Field(default=0, ge=0, lt=2**31)
-    """The first seed."""
+    """The first seed, where ``seeds`` is a number."""
     judges: JudgesSettings = JudgesSettings()
     """The judges."""
     clinician: ClinicianSettings = ClinicianSettings()
@@ -109,6 +112,8 @@ class SepsisStudy(Study):
         known = [learner.name for learner in self.learners]
         if len(set(known)) < len(known):
             raise InputError("learners: two have the same name")
+        if len(set(self.every_seed)) < len(self.every_seed):
+            raise InputError(f"seeds: {self.seeds}: one stands there twice")
         names = [(arm.learner, arm.name) for arm in self.arms]
         if len(set(names)) < len(names):
             raise InputError("arms: one stands there twice")
@@ -124,9 +129,11 @@ class SepsisStudy(Study):
         return self
 
     @property
-    def every_seed(self) -> range:
+    def every_seed(self) -> Sequence[int]:
         """The seeds."""
-        return range(self.first_seed, self.first_seed + self.seeds)
+        if isinstance(self.seeds, int):
+            return range(self.first_seed, self.first_seed + self.seeds)
+        return self.seeds
 
     def cautions(self) -> list[str]:
         """What a study of records cannot show."""
@@ -148,11 +155,15 @@ class SepsisStudy(Study):
         """Debaters that learn before the judge of a seed."""
         judge = self.prepare(seed).judge
         settings = self.debates.training.model_copy(update={"items": judge.settings.items})
-        return DebatersProduct(judge=judge, kind=kind, settings=settings, seed=seed)  # type: ignore[arg-type]
+        half = None
+        if kind == "precommit":
+            few = judge.settings.model_copy(update={"items": settings.items // 2})
+            half = judge.model_copy(update={"settings": few})
+        return DebatersProduct(judge=judge, kind=kind, settings=settings, half=half, seed=seed)  # type: ignore[arg-type]
 
     def debate(self, seed: int) -> Debates:
         """The run of the debates of a seed."""
-        takes_part = seed - self.first_seed < self.debates.learned_seeds
+        takes_part = seed in self.every_seed[: self.debates.learned_seeds]
         kinds = self.debates.learned if takes_part else ()
         learned = tuple(self.trained_debaters(seed, kind) for kind in kinds)
         confusers: tuple[ConfuserProduct, ...] = ()
@@ -248,6 +259,8 @@ class SepsisStudy(Study):
             groups |= {f"/{learner}/{arm.replace(' ', '_')}/seed{seed}": data for seed, data in of_arm.items()}
         for learner, of_learner in evidence.reference.items():
             groups |= {f"/{learner}/clinician/seed{seed}": data for seed, data in of_learner.items()}
+        if isinstance(self.patients, RecordedPatients):
+            groups = {name: _without_patients(data) for name, data in groups.items()}
         return Analysis(
             rows_of(evidence, tuple(x.name for x in self.used)),
             decide(evidence, self.claims),
@@ -255,3 +268,8 @@ class SepsisStudy(Study):
             xr.DataTree.from_dict(groups),
             [*self.cautions(), *doubts(evidence), *LIMITS, *MEASURES],
         )
+
+
+def _without_patients(data: xr.Dataset) -> xr.Dataset:
+    """What may leave the house with the report: nothing that has a row for each patient, step or pair of a record."""
+    return data.drop_dims([dim for dim in ("step", "pair", "subject") if dim in data.dims])

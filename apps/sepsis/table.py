@@ -18,7 +18,7 @@ from apps.sepsis.evidence import (
     per_patient,
 )
 from apps.sepsis.matches import SETTINGS
-from core.stats import Interval, nested_ratio
+from core.stats import Interval, nested_ratio, t_interval
 from core.study import Row
 
 T = TypeVar("T")
@@ -42,8 +42,8 @@ MEASURES = (
     "nothing. The truth beside them is from new patients treated by the same stochastic policy.",
 )
 LIMITS = (
-    "Limits. Plain double Q-learning can exploit actions that nobody took. Where lambda 0 does, survival gained over it "
-    "is no merit of debate: any bonus for logged actions regularises. Nor does it show the little loss as published.",
+    "Limits. Plain double Q-learning can exploit actions that nobody took. Where lambda 0 does, survival gained over "
+    "it is no merit of debate: any bonus for logged actions regularises. Nor does it show the published little loss.",
     "A conservative learner keeps lambda 0 closer to the log and leaves the debate reward less to change; where the "
     "study has one it is in the table, the claims use the plain learner, as published.",
     "A policy that copies the clinician also pleases a judge trained on the clinician's choices: the rows of the "
@@ -54,6 +54,9 @@ STRATEGIES = {
     "first_order": "first-order debate",
     "precommit_first_order": "precommitted, first order",
     "lookahead": "one-step search",
+    "lookahead_first": "one-step search, always first",
+    "untrained_lookahead": "one-step search, untrained judge",
+    "untrained_precommit": "precommitted, untrained judge",
     "ppo_isolated": "PPO isolated",
     "ppo_precommit": "PPO precommitted",
     "ppo_self_play": "PPO self-play",
@@ -130,7 +133,10 @@ def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
         ]
         yield row_of(learner, arm, "aligned decisions", "%", interval(_apart(aligned)), 100)
         clipped = [float(d.attrs["clipped_share"]) for d in data.values()]
-        yield Row(learner, arm, "clipped targets", "%", 100 * float(np.mean(clipped)), n=len(clipped))
+        if len(clipped) > 1:
+            yield row_of(learner, arm, "clipped targets", "%", t_interval(clipped), 100)
+        else:
+            yield Row(learner, arm, "clipped targets", "%", 100 * clipped[0], n=1)
         yield from _estimates(learner, arm, data)
 
 
@@ -180,8 +186,9 @@ def doubts(evidence: Evidence) -> list[str]:
                 share = float(data["estimate_floored"].max()) / data.sizes["step"]
                 if share > MOST_FLOORED:
                     lines[seed] = (
-                        f"off-policy estimates, seed {seed}: the behaviour policy gave {share:.1%} of the logged actions "
-                        f"next to no probability, which was raised (more than {MOST_FLOORED:.0%}: estimate it better)"
+                        f"off-policy estimates, seed {seed}: the behaviour policy gave {share:.1%} of the logged "
+                        f"actions next to no probability, which was raised (more than {MOST_FLOORED:.0%}: estimate it "
+                        "better)"
                     )
     return list(lines.values())
 

@@ -214,10 +214,14 @@ class OfflineDataset:
 
     def returns(self, gamma: float = 1.0) -> Tensor:
         """``(N,)`` float64: sum of the rewards from each step to its episode's end, discounted by ``gamma`` a step."""
-        rewards = self.padded(self.rewards.double())
-        for t in range(rewards.shape[1] - 2, -1, -1):
-            rewards[:, t] += gamma * rewards[:, t + 1]
-        return rewards[self.mask]
+        total = self.rewards.double().clone()
+        lengths, order = self.lengths.sort(descending=True)
+        starts, steps = self.starts[order], torch.arange(self.longest, device=self.device)
+        longer = torch.searchsorted(-lengths, -steps - 1).tolist()  # episodes with a step behind t: the first so many
+        for t in range(self.longest - 2, -1, -1):
+            rows = starts[: longer[t]] + t
+            total[rows] += gamma * total[rows + 1]
+        return total
 
     def episode_returns(self, gamma: float = 1.0) -> Tensor:
         """``(E,)`` float64 return of each episode."""

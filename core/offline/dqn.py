@@ -354,6 +354,8 @@ class OfflineDQN(ActionValues, DQN):
         expected = self._state(0).keys() - {name for name in tensors if name.startswith("optimizer.")}
         if absent := expected - tensors.keys():
             raise InputError(f"{source}: {min(absent)} is absent; allowed: a checkpoint of this model")
+        if memory.priorities is not None and len(tensors["priorities"]) != len(memory):
+            raise InputError(f"{source}: of {len(tensors['priorities'])} transitions; the dataset has {len(memory)}")
         load_parameters(self, tensors, source)
         memory.generator.set_state(tensors["generator"].cpu())
         if memory.priorities is not None:

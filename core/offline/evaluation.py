@@ -115,7 +115,8 @@ class Trajectories:
         """
         if not 0.0 <= gamma <= 1.0:
             raise InputError(f"gamma: {gamma}; allowed: [0, 1]")
-        target, behaviour, q = (None if x is None else x.to(dataset.device) for x in (target, behaviour, q))
+        target = target.to(dataset.device)
+        behaviour, q = (None if x is None else x.to(dataset.device) for x in (behaviour, q))
         pi = _of_logged(dataset, "target", target)
         log_b, floored = _behaviour(dataset, behaviour, floor, official)
         log_weights = torch.cumsum(dataset.padded(pi.log() - log_b), 1)

@@ -160,6 +160,9 @@ class FittedQEvaluation:
         network, average = (mlp(sizes, self.seed).to(self.device) for _ in range(2))
         average.requires_grad_(False)
         self.network = network
+        seen, after, rewards, following = (
+            x.float() for x in (one.observations, one.next_observations, one.rewards, following)
+        )
         rows, block = torch.empty(0), -1
 
         def loss(step: int) -> Tensor:
@@ -171,8 +174,8 @@ class FittedQEvaluation:
             at = rows[step % _STEPS_DRAWN]
             with torch.no_grad():
                 torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), self.tau)
-                aim = one.rewards[at] + (following[at] * average(one.next_observations[at])).sum(1)
-            taken = network(one.observations[at]).gather(1, one.actions[at, None])[:, 0]
+                aim = rewards[at] + (following[at] * average(after[at])).sum(1)
+            taken = network(seen[at]).gather(1, one.actions[at, None])[:, 0]
             value = nn.functional.mse_loss(taken, aim)
             if not math.isfinite(value.item()):
                 network.load_state_dict(average.state_dict())

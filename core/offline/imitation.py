@@ -88,7 +88,7 @@ class BehaviourCloning:
         if s["top"] is not None:
             best = dataset.episode_returns().argsort(descending=True, stable=True)
             dataset = dataset.take_episodes(best[: math.ceil(s["top"] * dataset.episodes)].sort().values)
-        observations, actions = dataset.observations.to(self.device), dataset.actions.to(self.device)
+        observations, actions = dataset.observations.to(self.device).float(), dataset.actions.to(self.device)
         batch = min(s["batch"], len(dataset))
         if batch < 1 + s["batch_norm"]:
             raise InputError(f"{dataset.name}: {len(dataset)} row; batch_norm needs 2")
@@ -97,6 +97,7 @@ class BehaviourCloning:
         if dataset.discrete:
             loss_of: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy
         else:
+            actions = actions.float()
             self.action_mean, spread = actions.mean(0), actions.std(0, correction=0)
             self.action_std = torch.where(spread > 0, spread, 1.0)
             actions = (actions - self.action_mean) / self.action_std

@@ -32,4 +32,4 @@ def evaluated(network: nn.Module, observations: Tensor) -> Tensor:
     """Outputs (N, ...) for observations (N, do), without gradients and with the statistics of the training."""
     network.eval()
     with torch.no_grad():
-        return torch.cat([network(part) for part in observations.split(ROWS_AT_ONCE)])
+        return torch.cat([network(part.float()) for part in observations.split(ROWS_AT_ONCE)])

@@ -157,14 +157,19 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         )
 
     def _setup_learn(
-        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
         if self.env is not None and (self.replay_buffer is None or self.replay_buffer.n_envs != self.n_envs):
             self.replay_buffer = self._new_replay(self.env)
         # SB3 resets the environment then.
         if isinstance(self.replay_buffer, TensorReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
             self.replay_buffer.cut()
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
     # ---- roll-out
 

@@ -8,12 +8,13 @@ from typing import Any, ClassVar
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from torch import Tensor
 
 from core.errors import InputError
 from core.rl.buffers import Array, TensorRolloutBuffer
 from core.rl.ppo import PPO, Minibatch
+from core.simulation.sb3_vec_env import SB3VecEnv
 
 _EPSILON = 1e-8  # keeps the scale finite where all returns are equal
 
@@ -28,6 +29,21 @@ class ScaledRewards(TensorRolloutBuffer):
     ) -> None:
         """Store one step of all environments."""
         super().add(obs, action, torch.as_tensor(reward) * self.scale, episode_start, value, log_prob)
+
+
+class _Scaled(VecEnvWrapper):
+    """The same for SB3's loop, which adds the critic's value after a time limit to a reward before it stores it."""
+
+    def __init__(self, venv: VecEnv, scale: float) -> None:
+        super().__init__(venv)
+        self.scale = scale
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        return obs, rewards * self.scale, dones, infos
 
 
 class DualClipPPO(PPO):
@@ -70,6 +86,7 @@ class DualClipPPO(PPO):
             raise InputError(f"dual_clip: {dual_clip}; allowed: greater than 1, or None")
         self.dual_clip, self.normalize_returns = dual_clip, normalize_returns
         self.return_moments: list[float] = [0.0, 0.0, 1.0]
+        self._scale = 1.0
         super().__init__(policy, env, rollout_buffer_class=ScaledRewards, **options)
 
     def collect_rollouts(
@@ -77,7 +94,10 @@ class DualClipPPO(PPO):
     ) -> bool:
         """Fill the buffer with rewards in units of the returns' spread."""
         if self.normalize_returns:
-            self.rollout_buffer.scale = 1 / math.sqrt(self.return_moments[2] + _EPSILON)
+            self._scale = 1 / math.sqrt(self.return_moments[2] + _EPSILON)
+            on_device = isinstance(env, SB3VecEnv)
+            self.rollout_buffer.scale = self._scale if on_device else 1.0
+            env = env if on_device else _Scaled(env, self._scale)
         return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
     def policy_loss(self, batch: Minibatch) -> Tensor:
@@ -94,7 +114,7 @@ class DualClipPPO(PPO):
         """``PPO.train``; the returns of this roll-out count for the scale of the next."""
         super().train()
         if self.normalize_returns:
-            returns = self.rollout_buffer.data["returns"].double() / self.rollout_buffer.scale
+            returns = self.rollout_buffer.data["returns"].double() / self._scale
             variance, mean = torch.var_mean(returns, correction=0)
             self.return_moments = _pooled(self.return_moments, returns.numel(), float(mean), float(variance))
 

@@ -104,7 +104,8 @@ def test_the_whole_state_must_gain_less_than_both_margins(survival, preferred, h
     given = evidence(effects={DEBATE: {"by_full": 0.6}, STATE: {"by_full": preferred, "survival": survival}})
     found = decided(given, "state_judge_no_better")
     assert found.holds is holds
-    assert found.difference == pytest.approx(survival - 0.8, abs=0.003)
+    nearer = preferred - 0.6 if preferred > 0.6 else survival - 0.8  # the comparison that decides is shown
+    assert found.difference == pytest.approx(nearer, abs=0.02)
     assert found.p is None
 
 

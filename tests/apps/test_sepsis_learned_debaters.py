@@ -240,6 +240,17 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_last_good_state(tmp_path
     assert torch.equal(weights(everybody("isolated", checkpoint=tmp_path)[0]), weights(everybody("isolated")[0]))
 
 
+def test_precommitting_is_learned_before_a_judge_of_half_the_items_or_of_all_of_them():
+    half, whole = additive_judge(), additive_judge()
+    half.items, whole.items = 3, 6
+    found = [train_precommit(judge, pairs(), SMALL, 0) for judge in (half, whole)]
+    assert [debater.items for debater in found] == [6, 6]
+    assert torch.equal(weights(found[0]), weights(found[1]))  # an additive judge says the same of both
+    half.items = 4
+    with pytest.raises(InputError, match="items: 6, but the judge was trained for 4"):
+        train_precommit(half, pairs(), SMALL, 0)
+
+
 # ---- refusals
 
 

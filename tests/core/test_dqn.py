@@ -17,7 +17,7 @@ from torch import nn
 from core.errors import InputError
 from core.rl import DQN, LearnedPolicy, ResumeCallback, TrainingDiverged
 from core.rl.q_network import DQNPolicy, DuelingHead, MultiInputDQNPolicy
-from core.rl.replay import ReplayBatch
+from core.rl.replay import PrioritizedReplayBuffer, ReplayBatch, TensorReplayBuffer
 from core.simulation import SB3VecEnv, draw, episode_totals
 from tests.core.test_ppo import Watch, one_thread, parameters  # noqa: F401 (one_thread is a fixture)
 from tests.core.test_ppo_files import Stop
@@ -414,6 +414,32 @@ def test_callbacks_see_what_sb3_shows_them_and_stop():
     assert watchers[0].steps == watchers[1].steps == 30
     learner = build().learn(10**6, callback=StopTrainingOnMaxEpisodes(3))
     assert 0 < learner.num_timesteps <= 3 * 9 * ROWS
+
+
+@pytest.mark.parametrize("again", ["learn", "set_env"])
+def test_no_transition_goes_on_behind_a_reset(again):
+    learner = build(n_steps=3, horizon=None, simulator=Pushes(edge=9.0), learning_starts=10**9, train_freq=1)
+    learner.learn(5 * ROWS)
+    if again == "set_env":
+        learner.set_env(SB3VecEnv(Pushes(edge=9.0), ROWS))
+    learner.learn(5 * ROWS, reset_num_timesteps=again == "learn")
+    batch = learner.replay_buffer._get_samples(torch.arange(10 * ROWS))
+    steps = torch.tensor([3, 3, 3, 2, 1] * 2).repeat_interleave(ROWS)
+    torch.testing.assert_close(batch.discounts.squeeze(1), 0.9**steps)
+    whole = build(n_steps=3, horizon=None, simulator=Pushes(edge=9.0), learning_starts=10**9, train_freq=1)
+    whole.learn(5 * ROWS).learn(5 * ROWS, reset_num_timesteps=False)
+    assert not whole.replay_buffer.data["ended"][4].any()
+
+
+def test_a_named_memory_gets_the_arguments_of_the_extensions():
+    memory = build(replay_buffer_class=TensorReplayBuffer, simulator=Corridor(), n_steps=3).replay_buffer
+    assert (memory.n_steps, memory.gamma, memory.masked) == (3, 0.9, True)
+    options = {"prioritized": True, "priority_alpha": 0.3, "replay_buffer_kwargs": {"n_steps": 2}}
+    memory = build(replay_buffer_class=PrioritizedReplayBuffer, **options).replay_buffer
+    assert (memory.n_steps, memory.priorities.alpha) == (2, 0.3)
+    for options in ({"n_steps": 2, "replay_buffer_class": ReplayBuffer}, {"prioritized": True}):
+        with pytest.raises(InputError, match="allowed with prioritized or n_steps"):
+            build(**{"replay_buffer_class": TensorReplayBuffer} | options)
 
 
 def test_training_in_episodes_needs_a_single_row():

@@ -130,7 +130,8 @@ def test_a_wrong_row_is_named(name, row, value, says):
         ({"action_space": spaces.Box(-1, 1, (2,))}, "behaviour_probability is for Discrete"),
         ({"action_space": spaces.Discrete(3, start=1)}, "starts at 1"),
         ({"terminated": torch.zeros(19)}, "must be bool"),
-        ({"actions": torch.zeros(19)}, "needs integers"),
+        ({"actions": torch.zeros(19)}, "needs int64"),
+        ({"actions": torch.zeros(19, dtype=torch.int32)}, "actions are torch.int32; a Discrete space needs int64"),
         ({"extras": {"x": torch.zeros(2)}}, r"extras\['x'\]"),
     ],
 )

@@ -220,6 +220,10 @@ def test_checkpoints_of_another_model_are_refused(tmp_path):
         build(prioritized=True).fit(20, checkpoint=file)
     with pytest.raises(InputError, match=r"fit\.safetensors"):
         build(policy_kwargs={"net_arch": [8]}).fit(20, checkpoint=file)
+    file.unlink()
+    build(prioritized=True).fit(10, checkpoint=file)
+    with pytest.raises(InputError, match=r"fit\.safetensors: of 192 transitions; the dataset has 5"):
+        build(ragged([5]), prioritized=True).fit(20, checkpoint=file)
 
 
 def test_two_calls_are_one():

@@ -145,6 +145,21 @@ def test_an_estimated_behaviour_is_floored_and_counted():
         evaluate_policy(data, other_policy(data), torch.eye(3)[(data.actions + 1) % 3], floor=0.0)
 
 
+def test_densities_have_units_and_no_floor_of_their_own():
+    data = ragged(LENGTHS)
+    data = dataclasses.replace(
+        data,
+        actions=torch.zeros(len(data), 1),
+        action_space=spaces.Box(-1e3, 1e3, (1,)),
+        behaviour_probability=None,
+    )
+    density = torch.full((len(data),), 1e-3)
+    (found,) = evaluate_policy(data, density, density, estimators=["WIS"])
+    assert (found.floored, found.value) == (0, pytest.approx(float(data.episode_returns().mean())))
+    (found,) = evaluate_policy(data, density, density, estimators=["WIS"], floor=0.01)
+    assert found.floored == len(data)
+
+
 def test_a_policy_that_the_log_never_follows_has_no_estimate():
     data = ragged(LENGTHS)
     never = torch.eye(3)[(data.actions + 1) % 3]
@@ -160,8 +175,8 @@ def test_softened_policies_give_every_action_a_chance():
     assert torch.allclose(shares, torch.tensor([[0.01, 0.01, 0.97, 0.01], [0.97, 0.01, 0.01, 0.01]]).double())
 
 
-@pytest.mark.parametrize(("episodes", "same", "verdict"), [(40, True, "identifiable"), (20, True, "not identifiable")])
-def test_few_episodes_identify_nothing(episodes, same, verdict):
+@pytest.mark.parametrize(("episodes", "verdict"), [(40, "identifiable"), (20, "not identifiable")])
+def test_few_episodes_identify_nothing(episodes, verdict):
     data = ragged([3] * episodes)
     (found,) = evaluate_policy(data, data.behaviour_probability, estimators=["WIS"])
     assert found.verdict == verdict
@@ -264,6 +279,20 @@ def test_a_network_learns_the_same_values():
     model = FittedQEvaluation(gamma=0.9, hidden=(32,), gradient_steps=1500, tau=0.02, learning_rate=3e-3)
     found = model.fit(data, lambda x: world.target[x.argmax(1) % 4]).q_values(torch.eye(12)).double()
     assert (found - expected)[seen].abs().mean() < 0.05
+
+
+def test_targets_are_probabilities_and_data_may_be_double():
+    data = ragged(LENGTHS)
+    target = other_policy(data)
+    beyond = torch.where(data.terminated[:, None], 0.0, target)  # where they count for nothing
+    settings = {"gradient_steps": 20, "batch": 8}
+    found = FittedQEvaluation(**settings).fit(data, target).q_values(data.observations)
+    assert torch.equal(found, FittedQEvaluation(**settings).fit(data, beyond).q_values(data.observations))
+    double = {name: getattr(data, name).double() for name in ("observations", "next_observations", "rewards")}
+    again = FittedQEvaluation(**settings).fit(dataclasses.replace(data, **double), target)
+    torch.testing.assert_close(again.q_values(double["observations"]), found, atol=1e-3, rtol=0)
+    with pytest.raises(InputError, match=r"target: sum of probabilities: row 1 is 0\."):
+        FittedQEvaluation(**settings).fit(data, target / 2)
 
 
 class Killed(Exception):

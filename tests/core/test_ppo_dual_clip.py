@@ -8,10 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.vec_env import VecMonitor
 
 from core.errors import InputError
 from core.rl import PPO, DualClipPPO, Minibatch, ResumeCallback
 from core.rl.dual_clip import _pooled
+from core.simulation import SB3VecEnv
 from tests.core.test_ppo import build, one_thread, parameters, roll_out  # noqa: F401 (one_thread is a fixture)
 from tests.core.worlds import Drift
 
@@ -83,6 +85,23 @@ def test_rewards_are_divided_by_the_spread_of_earlier_returns():
     b = roll_out(learner)
     np.testing.assert_allclose(a["rewards"] / 4, b["rewards"], rtol=1e-6)
     assert np.array_equal(a["values"], b["values"])
+
+
+@pytest.mark.filterwarnings("ignore:The environment is already wrapped")
+def test_sb3s_loop_scales_rewards_but_not_the_values_after_a_time_limit():
+    options = {"n_steps": 32, "batch_size": 256, "seed": 0, "device": "cpu"}
+    learners = []
+    for wrap in (lambda env: env, VecMonitor):
+        learner = DualClipPPO("MlpPolicy", wrap(SB3VecEnv(Paid(), 64, horizon=5)), **options)
+        learner.return_moments = [10.0, 3.0, 400.0]
+        learners.append((learner, roll_out(learner)))
+    (ours, a), (theirs, b) = learners
+    assert [e["l"] for e in theirs.ep_info_buffer].count(5) > 10
+    for name in ("rewards", "values", "returns"):
+        np.testing.assert_allclose(a[name], b[name], atol=1e-5)
+    for learner in (ours, theirs):
+        learner.train()
+    assert theirs.return_moments == pytest.approx(ours.return_moments, rel=1e-4)
 
 
 def test_it_is_saved_loaded_and_resumed_with_its_moments(tmp_path):

@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env import VecMonitor
 
 from core.errors import InputError
 from core.rl import PPO, KLPenaltyPPO, LearnedPolicy, SubPO
-from core.simulation import SB3VecEnv
+from core.simulation import SB3VecEnv, Step
 from tests.core.test_ppo import build, one_thread, parameters  # noqa: F401 (one_thread is a fixture)
 from tests.core.test_subpo import Picks, traps
-from tests.core.worlds import Corridor
+from tests.core.worlds import Cell, Corridor
 
 
 def masked(world=None, algorithm=PPO, n_envs=32, wrap=lambda env: env, **options):
@@ -32,6 +32,34 @@ def test_masked_actions_are_never_taken(wrap, algorithm):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         masked(wrap=wrap, algorithm=algorithm).learn(6 * 32 * 3)  # the world would raise
+
+
+@dataclass(frozen=True)
+class Pair(Corridor):
+    """Two agents in a corridor each, which do not meet."""
+
+    agents: int = 2
+
+    def reset(self, batch, generator):
+        return Cell(torch.ones(batch, 2, dtype=torch.int64, device=generator.device))
+
+    def step(self, state, action, noise):
+        step = super().step(Cell(state.cell.flatten()), action.flatten(), noise)
+        reward, over = step.reward.view_as(state.cell), step.terminated.view_as(state.cell)
+        return Step(Cell(step.state.cell.view_as(state.cell).clamp(max=self.n - 1)), reward, over.all(1), {})
+
+    def action_mask(self, state):
+        return super().action_mask(Cell(state.cell.flatten())).view(-1, 2, 3)
+
+
+def test_each_agent_has_a_mask_of_its_own():
+    options = {"n_steps": 16, "batch_size": 64, "n_epochs": 1, "seed": 0, "device": "cpu"}
+    learner = PPO("MaskedMlpPolicy", SB3VecEnv(Pair(n=9), 8, horizon=40), **options).learn(16 * 16 * 3)
+    data = learner.rollout_buffer.data
+    at_the_left, left = data["observations"][..., 0] == 0, data["actions"][..., 0] == 0
+    assert at_the_left.any()
+    assert left.any()
+    assert not (at_the_left & left).any()
 
 
 def test_plain_policies_ignore_the_mask():

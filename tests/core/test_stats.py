@@ -238,6 +238,20 @@ def test_nested_ratio_counts_units_by_their_weight_and_groups_alike():
     assert 0.25 <= found.low <= found.mean <= found.high <= 1.0
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (([],), "numerators: no group"),
+        (([[1.0, 2.0]], [[1.0, 1.0], [1.0, 1.0]]), "denominators: 2 groups; must be 1"),
+        (([[1.0, 2.0]], [[1.0, -1.0]]), r"denominators\[0\]: must not be negative"),
+        (([[1.0, 2.0]], None, 0.95, 0), "resamples: 0 is below 1"),
+    ],
+)
+def test_nested_ratio_refuses(arguments, says):
+    with pytest.raises(InputError, match=says):
+        stats.nested_ratio(*arguments[:2], **dict(zip(("level", "resamples"), arguments[2:], strict=False)))
+
+
 def test_nested_ratio_has_the_variance_between_and_within_groups():
     rng = np.random.default_rng(3)
     groups = [rng.normal(mean, 1.0, 400) for mean in rng.normal(0.0, 0.5, 30)]
