@@ -94,9 +94,9 @@ class Trial:
     def transcripts(
         self, judge: Judge | JudgeEnsemble, cohort: Cohort, count: int, *, redact: bool
     ) -> list[Transcript]:
-        """The first ``count`` debates of ``between_equals``, in words."""
+        """``count`` debates of ``between_equals``, spread over all pairs, hence over patients, in words."""
         pairs = self.pairs
-        rows = torch.arange(min(count, len(pairs)), device=pairs.state.device)
+        rows = torch.arange(min(count, len(pairs)), device=pairs.state.device) * max(len(pairs) // max(count, 1), 1)
         return transcribe(
             judge,
             self.between_equals.take(rows),

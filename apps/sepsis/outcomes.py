@@ -38,7 +38,7 @@ def true_survival(
 
     Args:
         cohort: whose simulator and normalisation are used.
-        greedy: from normalised states ``(B, 44)`` to actions ``(B,)``.
+        greedy: from normalised states ``(B, 44)`` to actions ``(B,)``, a tensor or an array.
         subjects: how many.
         seed: of the patients and their luck.
         device: where to compute.
@@ -85,9 +85,13 @@ def _world(cohort: Cohort, chosen: Callable[[Tensor], Tensor], device: str | tor
     """The simulator of a cohort, and a policy of what it shows."""
     if not is_simulated(cohort):
         raise InputError("cohort: not simulated; how patients fare under another treatment is not known")
+
+    def choose(states: Tensor) -> Tensor:
+        return torch.as_tensor(chosen(states), device=states.device)
+
     if cohort.origin["source"] == "icusepsis44":
         chain = ICUSepsis44(kappa=float(cohort.origin["kappa"]))
-        return chain.on(device), lambda seen, state=None: chosen(seen.float())
+        return chain.on(device), lambda seen, state=None: choose(seen.float())
     scale = cohort.normalisation
     assert scale is not None
-    return Sepsis44(horizon=int(cohort.origin["horizon"])), lambda seen, state=None: chosen(scale.apply(seen.float()))
+    return Sepsis44(horizon=int(cohort.origin["horizon"])), lambda seen, state=None: choose(scale.apply(seen.float()))

@@ -15,6 +15,7 @@ from apps.sepsis.estimates import EstimateSettings
 from apps.sepsis.evidence import Evidence
 from apps.sepsis.judge import JudgeSettings
 from apps.sepsis.learned_debaters import ConfuserSettings, DebaterSettings
+from apps.sepsis.model_card import WARNING
 from apps.sepsis.preferences import How
 from apps.sepsis.products import (
     ClinicianProduct,
@@ -266,7 +267,7 @@ class SepsisStudy(Study):
             decide(evidence, self.claims),
             figures.of_study(evidence, tuple(x.name for x in self.used)),
             xr.DataTree.from_dict(groups),
-            [*self.cautions(), *doubts(evidence), *LIMITS, *MEASURES],
+            [WARNING, *self.cautions(), *doubts(evidence), *LIMITS, *MEASURES],
         )
 
 

@@ -56,6 +56,8 @@ def shown_features(evidence: Evidence) -> Drawing:
 def feature_map(counts: NDArray[np.float64], debates: int, action: str) -> Drawing:
     """Share of the debates that show a feature, by level of each drug; the features that are shown most.
 
+    Under each level stands the number of its debates.
+
     Args:
         counts: ``(44, 25)`` debates that show the feature, by action.
         debates: in all.
@@ -72,7 +74,8 @@ def feature_map(counts: NDArray[np.float64], debates: int, action: str) -> Drawi
         # A level that nobody gave stays white.
         share = np.where(held > 0, 100 * table[order] / np.maximum(held, 1e-9), np.nan)
         image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0)
-        axes.set(xlabel=f"{drug} level of the {action} action", xticks=range(LEVELS))
+        axes.set_xlabel(f"{drug} level of the {action} action\n(below it, debates)")
+        axes.set_xticks(range(LEVELS), [f"{level}\n{number:,.0f}" for level, number in enumerate(held)])
         drawing.colorbar(image, ax=axes, label="share of the debates (%)")
     grid[0].set_yticks(range(len(order)), [STATE[i] for i in order])
     return drawing
