@@ -18,12 +18,13 @@ from apps.sepsis.estimates import EstimateSettings, estimate, log_weights, logge
 from apps.sepsis.outcomes import is_simulated, true_outcome
 from apps.sepsis.policies import LearnedPolicy
 from apps.sepsis.table import MOST_FLOORED
-from core.offline import Estimate
+from core.offline import Estimate, effective_sample_size, enough_overlap
 from core.stats import Interval, mean_interval
 from core.study import Row
 from simulators.sepsis.cohort import Cohort
 
 SCENARIO = "mean discounted outcome"
+NOT_IDENTIFIABLE, EXTRAPOLATES = "not identifiable", "extrapolates"
 RANKED_BY = ("WDR", "WPDIS", "WIS")
 """Estimators that may order policies, the first that was asked for."""
 
@@ -48,10 +49,21 @@ class PolicyEstimates:
         """The estimate of that name."""
         return next((e for e in self.estimates if e.name == estimator), None)
 
+    def flag(self, e: Estimate) -> str:
+        """Why an estimate must not be relied on; empty if nothing is known against it.
+
+        An estimate by a model alone has no weights that could warn; where too few patients count, the log does not
+        cover the policy, and the model extrapolates.
+        """
+        if e.verdict == "model alone":
+            ess, _ = effective_sample_size(self.log_weights)
+            return "" if enough_overlap(ess, e.episodes) else EXTRAPOLATES
+        return NOT_IDENTIFIABLE if e.verdict == NOT_IDENTIFIABLE else ""
+
     @property
     def identifiable(self) -> bool:
-        """Whether no estimate that weighs patients is flagged."""
-        return all(e.verdict != "not identifiable" for e in self.estimates)
+        """Whether nothing is known against any of the estimates."""
+        return not any(map(self.flag, self.estimates))
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,11 @@ class OffPolicyReport:
                 f"(more than {MOST_FLOORED:.0%}: estimate it better)"
             )
         for policy in self.policies:
-            weighed = [e for e in policy.estimates if e.verdict == "not identifiable"]
-            if weighed:
-                e = weighed[0]
+            if not policy.identifiable:
+                ess, largest = effective_sample_size(policy.log_weights)
                 lines.append(
-                    f"{policy.name}: not identifiable, {e.ess:.1f} of {e.episodes} patients count "
-                    f"(the largest carries {100 * e.max_weight_share:.0f} % of all weight)"
+                    f"{policy.name}: not identifiable, {ess:.1f} of {len(policy.log_weights)} patients count "
+                    f"(the largest carries {100 * largest:.0f} % of all weight); what a model says of it extrapolates"
                 )
         return lines
 
@@ -118,8 +129,9 @@ class OffPolicyReport:
         for name in self.settings.estimators:
             for policy in self.policies:
                 if (e := policy.by(name)) is not None:
-                    flag = " (NOT IDENTIFIABLE)" if e.verdict == "not identifiable" else ""
-                    rows.append(Row(SCENARIO, policy.name + flag, name, "", e.value, e.low, e.high, e.episodes))
+                    flag = policy.flag(e).upper()
+                    method = f"{policy.name} ({flag})" if flag else policy.name
+                    rows.append(Row(SCENARIO, method, name, "", e.value, e.low, e.high, e.episodes))
         for policy in self.policies:
             weighed = next((e for e in policy.estimates if e.name != "FQE"), None)
             if weighed is not None:

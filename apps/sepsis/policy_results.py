@@ -51,7 +51,9 @@ def policy_rows(
         if rival is not None:
             other = true_survival(cohort, rival.greedy, subjects, device=device).cpu()
             rows.append(row_of("survival", "baseline", "true survival", "%", mean_interval(other), 100))
-            rows.append(row_of("survival", "policy", "less the baseline", "%", paired_difference(true, other), 100))
+            rows.append(
+                row_of("survival", "policy", "less the baseline", "points", paired_difference(true, other), 100)
+            )
     steps = cohort.steps("test")
     action = policy.greedy(steps.state)
     agreed = share((action == steps.action).float(), steps.patient)

@@ -120,9 +120,9 @@ def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
         if survival is not None:
             yield row_of(learner, arm, "survival", "%", nested_ratio(survival), 100)
             if arm != "lambda 0" and baseline is not None:
-                yield row_of(learner, arm, "survival less lambda 0", "%", difference(survival, baseline), 100)
+                yield row_of(learner, arm, "survival less lambda 0", "points", difference(survival, baseline), 100)
             if physician is not None:
-                yield row_of(learner, arm, "survival less physician", "%", difference(survival, physician), 100)
+                yield row_of(learner, arm, "survival less physician", "points", difference(survival, physician), 100)
         if arm != "lambda 0":
             yield from _preferences(learner, arm, lambda by, a=arm: evidence.preference(learner, a, by))  # type: ignore[misc]
             yield from _split(evidence, learner, arm)
@@ -166,10 +166,13 @@ def _estimates(learner: str, arm: str, data: Seeds) -> Iterator[Row]:
         method = f"{arm}, seed {seed}"
         if "estimate_truth" in found:
             yield row_of(scenario, method, "truth", unit, nested_ratio([found["estimate_truth"].values]))
+        poor = "estimator" in found.dims and bool((found["estimate_verdict"] == "not identifiable").any())
         for name in found["estimator"].values if "estimator" in found.dims else ():
             one = found.sel(estimator=name)
             value, low, high = (float(one[x]) for x in ("estimate_value", "estimate_low", "estimate_high"))
             flag = ", not identifiable" if str(one["estimate_verdict"].item()) == "not identifiable" else ""
+            if name == "FQE" and poor:
+                flag = ", extrapolates"
             n = int(one["estimate_episodes"])
             yield Row(scenario, method, f"{name}{flag}", unit, value, low, high, n)
             if name != "FQE":

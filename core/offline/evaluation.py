@@ -197,7 +197,7 @@ def evaluate_policy(
     drawn = PoissonBootstrap(resamples, seed).sums(ids, torch.cat(list(columns.values()), 1).T.contiguous())
     parts = dict(zip(names, drawn[:, 1:].split(widths, 1), strict=True))
     ess, share = effective_sample_size(told.final_log_weights)
-    enough = ess >= max(LEAST_ESS, LEAST_ESS_SHARE * dataset.episodes)
+    enough = enough_overlap(ess, dataset.episodes)
     found = []
     for name in names:
         value = _values(name, total[name])[0]
@@ -212,6 +212,11 @@ def evaluate_policy(
             )
         )
     return found
+
+
+def enough_overlap(ess: float, episodes: int) -> bool:
+    """Whether so large an effective sample size of so many episodes identifies anything: 5 % of them, and 30."""
+    return ess >= max(LEAST_ESS, LEAST_ESS_SHARE * episodes)
 
 
 def effective_sample_size(log_weights: Tensor) -> tuple[float, float]:

@@ -19,7 +19,7 @@ def estimates(report: OffPolicyReport) -> Drawing:
         for i, e in enumerate(policy.estimates):
             if not np.isfinite([e.value, e.low, e.high]).all():
                 continue
-            flagged = e.verdict == "not identifiable"
+            flagged = bool(policy.flag(e))
             colour = FLAGGED if flagged else COLOURS[0]
             error = np.maximum([[e.value - e.low], [e.high - e.value]], 0)
             fill = "none" if flagged else colour
