@@ -377,3 +377,20 @@ def test_measures_of_a_cohort(tmp_path: Path) -> None:
     assert dataset_measures(cohort, reference=cohort).coverage == 1.0
     some = cohort.take(torch.arange(20))
     assert dataset_measures(some, None, reference=cohort).coverage < 1.0
+
+
+def test_impossible_values_are_counted_and_kept(tmp_path):
+    table = records()
+    assert not any("far beyond" in line for line in read_cohort(written(table, tmp_path / "a.csv"))[1].warnings)
+    table.loc[[3, 8], "o:HR"] = 9999.0
+    cohort, report = read_cohort(written(table, tmp_path / "b.csv"))
+    assert [line for line in report.warnings if "far beyond" in line] == [
+        "HR: 2 values far beyond 10 to 250 1/min; they are kept"
+    ]
+    assert int((cohort.raw[..., INDEX["HR"]] > 9000).sum()) == 2
+
+
+def test_a_file_that_does_not_say_who_came_twice_is_doubted(tmp_path):
+    table = records()
+    told = read_cohort(written(table.drop(columns=["subject_id"], errors="ignore"), tmp_path / "a.csv"))[1].warnings
+    assert any("no column subject_id" in line for line in told)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from core.errors import InputError
 from simulators.sepsis.cohort import Cohort, check_cohort, split_patients
-from simulators.sepsis.features import INDEX, LEVELS, STATE, Normalisation
+from simulators.sepsis.features import INDEX, LEVELS, STATE, UNITS, Normalisation
 from simulators.sepsis.readers.ai_clinician import ai_clinician
 from simulators.sepsis.readers.column_map import MORTALITIES, read_column_map
 from simulators.sepsis.readers.doses import DoseBins
@@ -25,9 +25,12 @@ from simulators.sepsis.readers.tables import Codes, Numbers, file_columns
 from simulators.sepsis.readers.units import Values
 from simulators.sepsis.report import CohortReport, ScoreCheck, Stage, describe
 from simulators.sepsis.scores import sirs, sofa
+from simulators.sepsis.sepsis44 import LIMITS
 
 LayoutName = Literal["mimic_sepsis", "ai_clinician"]
 SPLIT_SEED = 5568
+BEYOND = 3.0
+"""Times the usual range of a feature beyond which a value is told to be impossible."""
 
 
 def read_cohort(
@@ -205,6 +208,14 @@ def _notes(records: Records, found: Values) -> list[str]:
         notes.append(
             f"steps that were not consecutive were closed up in {records.gaps} of {len(records.outcome)} trajectories"
         )
+    if not records.by_patient and records.split is None:
+        notes.append("no column subject_id: a patient who came twice may be in two splits")
+    if found == "raw":
+        for name, (low, high) in LIMITS.items():
+            values = records.features[:, INDEX[name]]
+            beyond = int(((values < min(0.0, BEYOND * low)) | (values > BEYOND * high)).sum())
+            if beyond:
+                notes.append(f"{name}: {beyond} values far beyond {low:g} to {high:g} {UNITS[name]}; they are kept")
     return notes
 
 

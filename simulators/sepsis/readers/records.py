@@ -62,6 +62,7 @@ class Records:
         key: ``(P,)`` of the file's name for each trajectory, to match another file by; never stored.
         days: whether the file gave ages in days.
         gaps: trajectories whose steps were not consecutive and are now.
+        by_patient: whether the file says which stays are of the same patient.
     """
 
     file: Path
@@ -77,6 +78,7 @@ class Records:
     key: NDArray[np.object_]
     days: bool
     gaps: int
+    by_patient: bool
 
     def keep(self, trajectories: NDArray[np.bool_], steps: NDArray[np.bool_] | None = None) -> Records:
         """The trajectories ``(P,)`` and, of those, the steps ``(N,)`` that are true."""
@@ -155,6 +157,7 @@ def read_records(
             key=table.cells[layout.trajectory].to_numpy(object)[order][last],
             days=days,
             gaps=closed,
+            by_patient=table.has("subject_id"),
         ),
         found,
     )
