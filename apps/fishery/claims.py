@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from core.stats import Interval, clustered_difference, holm, paired_difference
-from core.study import Claim
+from core.stats import Interval, clustered_difference, paired_difference
+from core.study import Claim, adjusted
 
 ClaimId = Literal[
     "ppo_beats_escapement",
@@ -69,12 +69,9 @@ class Evidence:
 
 def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]:
     """Decide the claims; p-values are adjusted over the family by Holm's method."""
-    claims = [_DECISIONS[name](evidence) for name in ids]
-    tested = [i for i, claim in enumerate(claims) if claim.p is not None]
-    adjusted = holm([claims[i].p or 0.0 for i in tested]).tolist() if tested else []
-    for i, p in zip(tested, adjusted, strict=True):
-        claims[i] = replace(claims[i], p=p, test=f"{claims[i].test}; p two-sided against 0, adjusted by Holm")
-    return claims
+    claims = adjusted([_DECISIONS[name](evidence) for name in ids])
+    told = "p two-sided against 0, adjusted by Holm"
+    return [c if c.p is None else replace(c, test=f"{c.test}; {told}") for c in claims]
 
 
 def _by_seed(

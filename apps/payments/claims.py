@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -20,8 +20,8 @@ from apps.payments.metrics import BASIS_POINTS as BPS
 from apps.payments.runs import online_value
 from apps.payments.scenario import Arm
 from apps.payments.series import lag_one_autocorrelation, order_test, swing
-from core.stats import Interval, holm, paired_t_test, t_interval
-from core.study import Claim
+from core.stats import Interval, paired_t_test, t_interval
+from core.study import Claim, adjusted
 
 OSCILLATION_P = 0.01
 
@@ -118,11 +118,7 @@ def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]
         test = f"95 % Student interval over worlds of {found.test}; p two-sided against 0, Holm"
         low, high = scale * i.low, scale * i.high
         claims.append(Claim(name, statement, found.holds, found.reason, scale * i.mean, low, high, i.n, i.p, test))
-    tested = [place for place, claim in enumerate(claims) if claim.p is not None]
-    adjusted = holm([claims[place].p or 0.0 for place in tested]).tolist() if tested else []
-    for place, p in zip(tested, adjusted, strict=True):
-        claims[place] = replace(claims[place], p=p)
-    return claims
+    return adjusted(claims)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from apps.sepsis.evidence import Evidence, Numbers, Parts, Undecided, difference, interval, preference_difference
-from core.stats import Interval, holm
-from core.study import Claim
+from core.stats import Interval
+from core.study import Claim, adjusted
 
 PLAIN, CONSERVATIVE = "plain", "conservative"
 DEBATE, STATE, BASELINE = "debate 0.5", "state 0.5", "lambda 0"
@@ -56,11 +56,7 @@ def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]
         claims.append(
             Claim(name, statement, found.holds, found.reason, i.mean, i.low, i.high, i.n, i.p, f"{TEST}; {found.test}")
         )
-    tested = [place for place, claim in enumerate(claims) if claim.p is not None]
-    adjusted = holm([claims[place].p or 0.0 for place in tested]).tolist() if tested else []
-    for place, p in zip(tested, adjusted, strict=True):
-        claims[place] = replace(claims[place], p=p)
-    return claims
+    return adjusted(claims)
 
 
 def _preferred(evidence: Evidence) -> _Verdict:

@@ -24,8 +24,8 @@ from apps.turbulence.metrics import (
 )
 from apps.turbulence.runs import ClosureSettings
 from core.seeds import stream
-from core.stats import holm, proportion_interval, welch_test
-from core.study import Claim
+from core.stats import proportion_interval, welch_test
+from core.study import Claim, adjusted
 from simulators.turbulence.diagnostics import long_run_summary
 
 ClaimId = Literal[
@@ -141,11 +141,7 @@ def decide(evidence: Evidence, ids: Sequence[ClaimId] = CLAIMS) -> list[Claim]:
             claims.append(_DECISIONS[name](evidence))
         except Undecided as missing:
             claims.append(Claim(name, STATEMENTS[name], None, str(missing)))
-    tested = [i for i, claim in enumerate(claims) if claim.p is not None]
-    adjusted = holm([claims[i].p or 0.0 for i in tested]).tolist() if tested else []
-    for i, p in zip(tested, adjusted, strict=True):
-        claims[i] = replace(claims[i], p=p, holds=bool(claims[i].holds and p < LEVEL))
-    return claims
+    return [c if c.p is None else replace(c, holds=bool(c.holds and c.p < LEVEL)) for c in adjusted(claims)]
 
 
 def _beats(evidence: Evidence, name: ClaimId, kinds: tuple[str, ...]) -> Claim:

@@ -1,7 +1,7 @@
 """Studies as data: a validated config expands to runs, an engine does them, a report keeps what came of it."""
 
 from core.configs import configs, find_config
-from core.study.analysis import Analysis, Claim, Figure, Row, StudyError, Summary
+from core.study.analysis import Analysis, Claim, Figure, Row, StudyError, Summary, adjusted
 from core.study.commands import add_study_commands
 from core.study.config import Config
 from core.study.context import Context
@@ -23,6 +23,7 @@ __all__ = [
     "StudyError",
     "Summary",
     "add_study_commands",
+    "adjusted",
     "configs",
     "find_config",
 ]

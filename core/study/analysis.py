@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from core.files import jsonable
+from core.stats import holm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -66,6 +67,17 @@ class Claim:
     n: int | None = None
     p: float | None = None
     test: str = ""
+
+
+def adjusted(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims, their p-values adjusted over the family of those that have one (Holm 1979)."""
+    found = list(claims)
+    tested = [(i, claim.p) for i, claim in enumerate(claims) if claim.p is not None]
+    if tested:
+        places, p = zip(*tested, strict=True)
+        for i, value in zip(places, holm(p).tolist(), strict=True):
+            found[i] = replace(found[i], p=value)
+    return found
 
 
 @dataclass(frozen=True)
