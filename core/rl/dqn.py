@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from core.errors import InputError
 from core.rl.algorithm import DeviceAlgorithm, TrainingDiverged
+from core.rl.masks import is_masked
 from core.rl.q_network import CnnDQNPolicy, DQNPolicy, MultiInputDQNPolicy
 from core.rl.replay import PrioritizedReplayBuffer, ReplayBatch, TensorReplayBuffer
 from core.rl.rollout import EndedEpisodes, shown
@@ -36,7 +37,8 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
 
     Without the extensions the results are SB3's, but for one thing: on an ``SB3VecEnv`` each row tosses a coin of its
     own for exploring, where SB3 tosses one for all. In a world that masks actions, an ``SB3VecEnv`` on it, only allowed
-    ones are explored, chosen and bootstrapped from. Any other environment goes through SB3's loop.
+    ones are explored, chosen and bootstrapped from. Any other environment goes through SB3's loop, which heeds no
+    masks: one that has them is refused.
 
     A variant replaces ``next_values``, ``critic_target``, ``critic_loss`` or ``critic_penalty``. An update descends
     ``critic_loss(Q(s, a), critic_target(batch), weights) + critic_penalty(Q(s, .), batch)``.
@@ -156,6 +158,11 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
             **kwargs,
         )
 
+    def _holds(self, memory: ReplayBuffer, env: VecEnv) -> bool:
+        """Whether the memory has a place for what the environment gives."""
+        masked = isinstance(env, SB3VecEnv) and env.episodes.masked
+        return memory.n_envs == self.n_envs and getattr(memory, "masked", masked) == masked
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -164,7 +171,7 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
-        if self.env is not None and (self.replay_buffer is None or self.replay_buffer.n_envs != self.n_envs):
+        if self.env is not None and (self.replay_buffer is None or not self._holds(self.replay_buffer, self.env)):
             self.replay_buffer = self._new_replay(self.env)
         # SB3 resets the environment then.
         if isinstance(self.replay_buffer, TensorReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
@@ -232,6 +239,11 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
     ) -> RolloutReturn:
         """Steps of all rows into the memory: on the device for an ``SB3VecEnv``, else by SB3's loop."""
         if not (isinstance(env, SB3VecEnv) and isinstance(replay_buffer, TensorReplayBuffer)):
+            if is_masked(env):
+                raise InputError(
+                    f"env: {type(env).__name__} masks actions, which SB3's loop does not heed; allowed: an SB3VecEnv "
+                    "as it is, with a TensorReplayBuffer"
+                )
             return super().collect_rollouts(
                 env, callback, train_freq, replay_buffer, action_noise, learning_starts, log_interval
             )

@@ -66,7 +66,7 @@ def masked_rollout(policy: Any, env: VecEnv, buffer: RolloutBuffer) -> Iterator[
     Raises:
         InputError: a buffer without room for masks.
     """
-    if not isinstance(policy, MaskedPolicy) or not _is_masked(env):
+    if not isinstance(policy, MaskedPolicy) or not is_masked(env):
         yield
         return
     if not isinstance(buffer, TensorRolloutBuffer):
@@ -84,7 +84,8 @@ def masked_rollout(policy: Any, env: VecEnv, buffer: RolloutBuffer) -> Iterator[
         policy.mask = None
 
 
-def _is_masked(env: VecEnv) -> bool:
+def is_masked(env: VecEnv) -> bool:
+    """Whether the environment says which actions are allowed."""
     return env.episodes.masked if isinstance(env, SB3VecEnv) else env.has_attr("action_masks")
 
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecMonitor
 from stable_baselines3.dqn.policies import QNetwork as SB3QNetwork
 from torch import nn
 
@@ -466,3 +467,10 @@ def test_a_gpu_keeps_everything():
     action, _ = learner.predict(torch.arange(1, 5, device="cuda"), deterministic=True)
     assert action.is_cuda
     assert action.tolist() == [1, 1, 1, 1]
+
+
+def test_masks_that_nobody_would_heed_are_refused():
+    with pytest.warns(UserWarning, match="already wrapped"):
+        env = VecMonitor(SB3VecEnv(Corridor(), 4, horizon=5, seed=0))
+    with pytest.raises(InputError, match="VecMonitor masks actions, which SB3's loop does not heed"):
+        DQN("MlpPolicy", env, learning_starts=0, device="cpu").learn(8)
