@@ -5,7 +5,7 @@ The unit of every interval is the patient: the steps and pairs of a patient are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,17 +92,28 @@ class Evidence:
         """Whether the judge sides with the logged action, a test pair each, by seed."""
         return [_correct(data, strategy, setting) for data in self.debates.values()]
 
+    @property
+    def strategies(self) -> list[str]:
+        """Who debates in any seed."""
+        return list(dict.fromkeys(str(name) for data in self.debates.values() for name in data["strategy"].values))
+
+    def of_strategy(self, strategy: str, variable: str, **at: str) -> Parts | None:
+        """A variable of the debates by patient, in the seeds where the strategy takes part.
+
+        None where it makes no sense for the strategy. Trained debaters take part in the first seeds alone.
+        """
+        held = [data for data in self.debates.values() if strategy in data["strategy"].values]
+        rows = [(data["patient"].values, data[variable].sel({"strategy": strategy, **at}).values) for data in held]
+        return by_patient(rows) if all(np.isfinite(values).all() for _, values in rows) else None
+
     def random(self) -> list[Numbers]:
         """Share of draws of random features with which the judge sides with the logged action, likewise."""
         return [data["random"].values.astype(np.float64) for data in self.prepared.values()]
 
     def by_patient(self, values: list[Numbers]) -> Parts:
         """Sum and number of ``values``, a test pair each, of each test patient, by seed."""
-        found = [
-            per_patient(data["patient"].values, x, np.ones(len(x)))
-            for data, x in zip(self.prepared.values(), values, strict=True)
-        ]
-        return [a for a, _ in found], [b for _, b in found]
+        patients = [data["patient"].values for data in self.prepared.values()]
+        return by_patient(zip(patients, values, strict=True))
 
 
 def interval(parts: Parts) -> Interval:
@@ -134,6 +145,12 @@ def per_patient(patient: NDArray[np.int64], top: Numbers, bottom: Numbers) -> tu
     """Sums of the rows of each patient that has any."""
     _, index = np.unique(patient, return_inverse=True)
     return np.bincount(index, top).astype(np.float64), np.bincount(index, bottom).astype(np.float64)
+
+
+def by_patient(rows: Iterable[tuple[NDArray[np.int64], NDArray[np.generic]]]) -> Parts:
+    """Sum and number of the values of each patient, from the patient and the value of each row, by seed."""
+    found = [per_patient(patient, x.astype(np.float64), np.ones(len(x))) for patient, x in rows]
+    return [top for top, _ in found], [bottom for _, bottom in found]
 
 
 def share(value: Tensor, patient: Tensor, where: Tensor | None = None) -> Interval | None:

@@ -9,13 +9,12 @@ import numpy as np
 
 from apps.sepsis.evidence import (
     Evidence,
-    Numbers,
     Parts,
     Seeds,
     Undecided,
+    by_patient,
     difference,
     interval,
-    per_patient,
 )
 from apps.sepsis.matches import SETTINGS
 from core.stats import Interval, nested_ratio, t_interval
@@ -80,27 +79,17 @@ def _judges(evidence: Evidence) -> Iterator[Row]:
         if all(name in data for data in evidence.prepared.values()):
             values = [data[name].values.astype(np.float64) for data in evidence.prepared.values()]
             yield row_of("judge", method, "accuracy", "%", interval(evidence.by_patient(values)), 100)
-    cloned = [
-        per_patient(d["step_patient"].values, d["cloned"].values.astype(np.float64), np.ones(d.sizes["step"]))
-        for d in evidence.prepared.values()
-    ]
-    yield row_of("judge", "cloned clinician", "logged action chosen", "%", interval(_apart(cloned)), 100)
+    cloned = by_patient((d["step_patient"].values, d["cloned"].values) for d in evidence.prepared.values())
+    yield row_of("judge", "cloned clinician", "logged action chosen", "%", interval(cloned), 100)
 
 
 def _debates(evidence: Evidence) -> Iterator[Row]:
-    strategies = list(dict.fromkeys(str(s) for data in evidence.debates.values() for s in data["strategy"].values))
-    for strategy in strategies:
-        # Trained debaters take part in the first seeds alone.
-        held = [data.sel(strategy=strategy) for data in evidence.debates.values() if strategy in data["strategy"]]
-        measures = {f"accuracy, {s}": [data["correct"].sel(setting=s) for data in held] for s in SETTINGS}
-        measures["items shared with the one-step search"] = [data["overlap"] for data in held]
-        for metric, values in measures.items():
-            if all(np.isfinite(x.values).all() for x in values):
-                parts = [
-                    per_patient(data["patient"].values, x.values.astype(np.float64), np.ones(x.size))
-                    for data, x in zip(held, values, strict=True)
-                ]
-                yield row_of("debate", STRATEGIES.get(strategy, strategy), metric, "%", interval(_apart(parts)), 100)
+    for strategy in evidence.strategies:
+        measures = {f"accuracy, {s}": evidence.of_strategy(strategy, "correct", setting=s) for s in SETTINGS}
+        measures["items shared with the one-step search"] = evidence.of_strategy(strategy, "overlap")
+        for metric, parts in measures.items():
+            if parts is not None:
+                yield row_of("debate", STRATEGIES.get(strategy, strategy), metric, "%", interval(parts), 100)
 
 
 def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
@@ -127,11 +116,8 @@ def _policies(evidence: Evidence, learner: str) -> Iterator[Row]:
             yield from _preferences(learner, arm, lambda by, a=arm: evidence.preference(learner, a, by))  # type: ignore[misc]
             yield from _split(evidence, learner, arm)
         data = evidence.trained[learner, arm]
-        aligned = [
-            per_patient(d["pair_patient"].values, d["aligned"].values.astype(float), np.ones(d.sizes["pair"]))
-            for d in data.values()
-        ]
-        yield row_of(learner, arm, "aligned decisions", "%", interval(_apart(aligned)), 100)
+        aligned = by_patient((d["pair_patient"].values, d["aligned"].values) for d in data.values())
+        yield row_of(learner, arm, "aligned decisions", "%", interval(aligned), 100)
         clipped = [float(d.attrs["clipped_share"]) for d in data.values()]
         if len(clipped) > 1:
             yield row_of(learner, arm, "clipped targets", "%", t_interval(clipped), 100)
@@ -151,12 +137,11 @@ def _split(evidence: Evidence, learner: str, arm: str) -> Iterator[Row]:
     """Shares of all test steps: baseline preferred, equal actions, policy preferred."""
     baseline = evidence.policy(learner, "lambda 0")
     for value, metric in ((-1, "baseline preferred"), (0, "equal actions"), (1, "policy preferred")):
-        parts = []
+        rows = []
         for seed, data in evidence.policy(learner, arm).items():
             equal = data["action"].values == baseline[seed]["action"].values
-            chosen = equal if value == 0 else ~equal & (data["by_debate"].values == value)
-            parts.append(per_patient(data["patient"].values, chosen.astype(np.float64), np.ones(len(chosen))))
-        yield row_of(learner, arm, metric, "% of steps", interval(_apart(parts)), 100)
+            rows.append((data["patient"].values, equal if value == 0 else ~equal & (data["by_debate"].values == value)))
+        yield row_of(learner, arm, metric, "% of steps", interval(by_patient(rows)), 100)
 
 
 def _estimates(learner: str, arm: str, data: Seeds) -> Iterator[Row]:
@@ -173,11 +158,12 @@ def _estimates(learner: str, arm: str, data: Seeds) -> Iterator[Row]:
             flag = ", not identifiable" if str(one["estimate_verdict"].item()) == "not identifiable" else ""
             if name == "FQE" and poor:
                 flag = ", extrapolates"
-            n = int(one["estimate_episodes"])
-            yield Row(scenario, method, f"{name}{flag}", unit, value, low, high, n)
-            if name != "FQE":
-                ess = float(one["estimate_ess"])
-                yield Row(scenario, method, f"{name}, effective sample size", "patients", ess, n=n)
+            yield Row(scenario, method, f"{name}{flag}", unit, value, low, high, int(one["estimate_episodes"]))
+        weighed = [name for name in found["estimator"].values if name != "FQE"] if "estimator" in found.dims else []
+        if weighed:  # the weights are the same for all of them
+            one = found.sel(estimator=weighed[0])
+            ess, n = float(one["estimate_ess"]), int(one["estimate_episodes"])
+            yield Row(scenario, method, "effective sample size", "patients", ess, n=n)
 
 
 def doubts(evidence: Evidence) -> list[str]:
@@ -201,7 +187,3 @@ def _or_none(made: Callable[[], T]) -> T | None:
         return made()
     except Undecided:
         return None
-
-
-def _apart(parts: list[tuple[Numbers, Numbers]]) -> Parts:
-    return [a for a, _ in parts], [b for _, b in parts]

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import NDArray
 
-from apps.sepsis.evidence import Evidence, interval, per_patient
+from apps.sepsis.evidence import Evidence, interval
 from apps.sepsis.figures.appearance import COLOURS, GREY, point, words
 from apps.sepsis.matches import SETTINGS
 from apps.sepsis.table import STRATEGIES
@@ -19,22 +19,14 @@ FEWEST_PAIRS = 20
 
 def accuracies(evidence: Evidence) -> Drawing:
     """Accuracy of the judge by who argues and in which setting."""
-    held = list(evidence.debates.values())
-    names = list(dict.fromkeys(str(s) for data in held for s in data["strategy"].values))
+    names = evidence.strategies
     drawing = Drawing(figsize=(9.4, 4.8), layout="constrained")
     axes = drawing.subplots()
     drawn = set()
     for j, setting in enumerate(SETTINGS):
         for i, name in enumerate(names):
-            tops, bottoms = [], []
-            for data in held:
-                if name in data["strategy"].values:
-                    values = data["correct"].sel(strategy=name, setting=setting).values.astype(float)
-                    top, bottom = per_patient(data["patient"].values, values, np.ones(len(values)))
-                    tops.append(top)
-                    bottoms.append(bottom)
-            if np.isfinite(np.concatenate(tops)).all():
-                point(axes, i + 0.16 * (j - 1), interval((tops, bottoms)), COLOURS[j], "os^D"[j])
+            if (parts := evidence.of_strategy(name, "correct", setting=setting)) is not None:
+                point(axes, i + 0.16 * (j - 1), interval(parts), COLOURS[j], "os^D"[j])
                 drawn.add(setting)
         if setting in drawn:
             axes.plot([], [], "os^D"[j], color=COLOURS[j], label=setting)
