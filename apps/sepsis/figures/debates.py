@@ -58,7 +58,7 @@ def feature_map(counts: NDArray[np.float64], debates: int, action: str) -> Drawi
     by_action = counts.reshape(len(STATE), LEVELS, LEVELS)
     items = counts.sum() / max(debates, 1)
     order = counts.sum(1).argsort()[::-1][:MOST_SHOWN]
-    drawing = Drawing(figsize=(7.2, 6.4), layout="constrained")
+    drawing = Drawing(figsize=(8.4, 6.4), layout="constrained")
     grid = drawing.subplots(1, 2, sharey=True)
     for axes, (drug, axis) in zip(grid, (("fluid", 2), ("vasopressor", 1)), strict=True):
         table = by_action.sum(axis)
@@ -67,7 +67,7 @@ def feature_map(counts: NDArray[np.float64], debates: int, action: str) -> Drawi
         share = np.where(held > 0, 100 * table[order] / np.maximum(held, 1e-9), np.nan)
         image = axes.imshow(share, aspect="auto", cmap="viridis", vmin=0)
         axes.set_xlabel(f"{drug} level of the {action} action\n(below it, debates)")
-        axes.set_xticks(range(LEVELS), [f"{level}\n{number:,.0f}" for level, number in enumerate(held)])
+        axes.set_xticks(range(LEVELS), [f"{level}\n{number:,.0f}" for level, number in enumerate(held)], fontsize=8)
         drawing.colorbar(image, ax=axes, label="share of the debates (%)")
     grid[0].set_yticks(range(len(order)), [STATE[i] for i in order])
     return drawing
