@@ -14,7 +14,6 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from apps.sepsis.settings import Arm
 from core.stats import Interval, nested_ratio
 
 Numbers = NDArray[np.float64]
@@ -36,14 +35,12 @@ class Evidence:
         debates: of ``Debates``.
         trained: of ``Train``, by learner and arm.
         reference: of ``Reference``, by learner.
-        arms: those of the study.
     """
 
     prepared: Seeds
     debates: Seeds
     trained: Mapping[tuple[str, str], Seeds]
     reference: Mapping[str, Seeds]
-    arms: tuple[Arm, ...]
 
     def policy(self, learner: str, arm: str) -> Seeds:
         """The results of an arm.

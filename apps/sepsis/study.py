@@ -247,7 +247,6 @@ class SepsisStudy(Study):
             debates={s: results[self.debate(s)] for s in seeds},
             trained={(a.learner, a.name): {s: results[self.train(s, a)] for s in seeds} for a in self.arms},
             reference={x.name: {s: results[self.reference(s, x)] for s in seeds} for x in self.used},
-            arms=self.arms,
         )
 
     def analyse(self, results: Results) -> Analysis:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -163,11 +162,22 @@ class FittedQEvaluation:
         seen, after, rewards, following = (
             x.float() for x in (one.observations, one.next_observations, one.rewards, following)
         )
-        rows, block = torch.empty(0), -1
+        rows, block, total = torch.empty(0), -1, torch.zeros((), device=self.device)
+        good = {name: x.clone() for name, x in network.state_dict().items()}
+
+        def look(step: int) -> None:
+            """Refuse losses and weights that are not finite, waiting for the device once a block of steps."""
+            nonlocal good
+            weights = nn.utils.parameters_to_vector(network.parameters()).detach()
+            if not bool(torch.isfinite(total + weights.sum())):
+                network.load_state_dict(good)
+                raise TrainingDiverged(f"fitted Q evaluation: not finite by step {step}; last good weights restored")
+            good = {name: x.clone() for name, x in network.state_dict().items()}
 
         def loss(step: int) -> Tensor:
-            nonlocal rows, block
+            nonlocal rows, block, total
             if step // _STEPS_DRAWN != block:
+                look(step)
                 block = step // _STEPS_DRAWN
                 generator = torch.Generator().manual_seed(stream(self.seed, f"batches {block}"))
                 rows = torch.randint(len(one), (_STEPS_DRAWN, self.batch), generator=generator).to(self.device)
@@ -177,9 +187,7 @@ class FittedQEvaluation:
                 aim = rewards[at] + (following[at] * average(after[at])).sum(1)
             taken = network(seen[at]).gather(1, one.actions[at, None])[:, 0]
             value = nn.functional.mse_loss(taken, aim)
-            if not math.isfinite(value.item()):
-                network.load_state_dict(average.state_dict())
-                raise TrainingDiverged(f"fitted Q evaluation: the loss of step {step} is {value.item()}")
+            total = total + value.detach()
             return value
 
         minimise(
@@ -191,6 +199,7 @@ class FittedQEvaluation:
             checkpoint=Checkpoint(checkpoint),
             progress=progress,
         )
+        look(self.gradient_steps)
 
 
 def _with_one(x: Tensor) -> Tensor:

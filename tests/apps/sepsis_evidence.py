@@ -119,5 +119,4 @@ def evidence(seeds=3, arms=ARMS, *, effects=None, accuracy=None, cloned=0.5, ran
             for arm, name in names.items()
         },
         reference={x: {s: reference(s, cloned=cloned) for s in range(seeds)} for x in {arm.learner for arm in arms}},
-        arms=arms,
     )

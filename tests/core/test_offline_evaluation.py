@@ -316,6 +316,15 @@ def test_a_killed_fit_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert torch.equal(whole, resumed)
 
 
+def test_a_network_that_diverges_keeps_its_last_good_weights():
+    data = ragged([30] * 3)
+    data = dataclasses.replace(data, rewards=torch.full_like(data.rewards, 1e30))
+    model = FittedQEvaluation(hidden=(8,), gradient_steps=300, batch=16)
+    with pytest.raises(TrainingDiverged, match="not finite by step 256; last good weights restored"):
+        model.fit(data, other_policy(data))
+    assert model.q_values(data.observations).isfinite().all()
+
+
 def test_values_that_grow_without_bound_stop():
     data = ragged([30] * 3)
     # Next observations that are far larger than those that the values are fitted to.

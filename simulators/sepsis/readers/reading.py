@@ -29,6 +29,12 @@ from simulators.sepsis.sepsis44 import LIMITS
 
 LayoutName = Literal["mimic_sepsis", "ai_clinician"]
 SPLIT_SEED = 5568
+CHOICES = {
+    "values": ("auto", "raw", "normalised"),
+    "actions": ("auto", "doses", "file"),
+    "gaps": ("refuse", "close"),
+}
+"""What the options of a reading may be."""
 BEYOND = 3.0
 """Times the usual range of a feature beyond which a value is told to be impossible."""
 
@@ -80,14 +86,9 @@ def read_cohort(
     path = Path(path)
     if horizon is not None and horizon < 2:
         raise InputError(f"horizon = {horizon}: must be at least 2 steps, or none")
-    choices = {
-        "values": (values, ("auto", "raw", "normalised")),
-        "actions": (actions, ("auto", "doses", "file")),
-        "gaps": (gaps, ("refuse", "close")),
-    }
-    for name, (given, allowed) in choices.items():
-        if given not in allowed:
-            raise InputError(f"{name} = {given}: must be one of {', '.join(allowed)}")
+    for name, given in (("values", values), ("actions", actions), ("gaps", gaps)):
+        if given not in CHOICES[name]:
+            raise InputError(f"{name} = {given}: must be one of {', '.join(CHOICES[name])}")
     renamed = {} if column_map is None else read_column_map(Path(column_map))
     columns = file_columns(path, renamed)
     known: dict[str, Layout] = {"mimic_sepsis": MIMIC_SEPSIS, "ai_clinician": ai_clinician(mortality)}
@@ -123,36 +124,20 @@ def read_cohort(
     elif recompute_scores:
         raise InputError(f"{path}: SOFA cannot be recomputed without values in units and {' and '.join(DOSES)}")
 
-    features = torch.from_numpy(records.features).float()
-    normalisation = Normalisation.fit(features[torch.from_numpy(training)]) if found == "raw" else None
-    place = torch.from_numpy(records.trajectory), torch.from_numpy(position)
-    size = len(records.outcome), int(position.max()) + 1
-
-    def padded(rows: Tensor) -> Tensor:
-        return rows.new_zeros(*size, *rows.shape[1:]).index_put_(place, rows)
-
-    cohort = Cohort(
-        state=padded(features if normalisation is None else normalisation.apply(features)),
-        action=padded(torch.from_numpy(action)),
-        mask=padded(torch.ones(len(action), dtype=torch.bool)),
-        outcome=torch.from_numpy(records.outcome).float(),
-        split=torch.from_numpy(split),
-        raw=None if normalisation is None else padded(features),
-        normalisation=normalisation,
-        origin={
-            "source": found_layout.name,
-            "synthetic": False,
-            "file": path.name,
-            "raw_file": None if raw is None else raw.name,
-            "values": found,
-            "split_seed": "the file's own split" if records.split is not None else split_seed,
-            "outcome": found_layout.outcome,
-            "actions": "the file's" if doses is None else "quartiles of the doses in the training split",
-            "doses": doses,
-            "scores": "recomputed" if recompute_scores else "the file's",
-            "horizon": horizon,
-        },
-    )
+    origin = {
+        "source": found_layout.name,
+        "synthetic": False,
+        "file": path.name,
+        "raw_file": None if raw is None else raw.name,
+        "values": found,
+        "split_seed": "the file's own split" if records.split is not None else split_seed,
+        "outcome": found_layout.outcome,
+        "actions": "the file's" if doses is None else "quartiles of the doses in the training split",
+        "doses": doses,
+        "scores": "recomputed" if recompute_scores else "the file's",
+        "horizon": horizon,
+    }
+    cohort = _cohort(records, position, action, split, found, origin)
     check_cohort(cohort, str(path))
     return cohort, describe(cohort, flow=flow, scores=scores, warnings=notes, measures=measures, seed=split_seed)
 
@@ -191,6 +176,31 @@ def _paired(records: Records, raw: Records) -> Records:
         doses=None if raw.doses is None else raw.doses[place],
         action=raw.action[place] if records.action is None and raw.action is not None else records.action,
         days=raw.days,
+    )
+
+
+def _cohort(
+    records: Records, position: Codes, action: Codes, split: Codes, found: Values, origin: dict[str, Any]
+) -> Cohort:
+    """The rows as a cohort, padded to the longest trajectory; values in units are normalised by the training split."""
+    features = torch.from_numpy(records.features).float()
+    training = torch.from_numpy(split[records.trajectory] == 0)
+    normalisation = Normalisation.fit(features[training]) if found == "raw" else None
+    place = torch.from_numpy(records.trajectory), torch.from_numpy(position)
+    size = len(records.outcome), int(position.max()) + 1
+
+    def padded(rows: Tensor) -> Tensor:
+        return rows.new_zeros(*size, *rows.shape[1:]).index_put_(place, rows)
+
+    return Cohort(
+        state=padded(features if normalisation is None else normalisation.apply(features)),
+        action=padded(torch.from_numpy(action)),
+        mask=padded(torch.ones(len(action), dtype=torch.bool)),
+        outcome=torch.from_numpy(records.outcome).float(),
+        split=torch.from_numpy(split),
+        raw=None if normalisation is None else padded(features),
+        normalisation=normalisation,
+        origin=origin,
     )
 
 
