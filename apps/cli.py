@@ -36,6 +36,7 @@ APPS = {
     "sepsis": App(
         "Treatment policies that can be justified to a judge, and debates that test the judge.", "SepsisStudy"
     ),
+    "crs": App("What to ask, what to recommend and when, in dialogues about a catalogue.", "CRSStudy"),
     "mri": App("Which k-space lines to acquire next, with a posterior at every step.", "MRIStudy"),
 }
 

@@ -23,6 +23,7 @@ BENCHMARKS = (
     "sepsis",
     "sepsis_dqn",
     "sepsis_simulator",
+    "crs",
 )
 
 

@@ -5,6 +5,7 @@ Importing this package registers the single-copy environments with gymnasium: ``
 
 import gymnasium
 
+gymnasium.register(id="CRS-v0", entry_point="simulators.crs.environment:make")
 gymnasium.register(id="Fishery-v0", entry_point="simulators.fishery.environment:make")
 gymnasium.register(id="MRIAcquisition-v0", entry_point="simulators.mri.environment:make")
 gymnasium.register(id="Payments-v0", entry_point="simulators.payments.environment:make")

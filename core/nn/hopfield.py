@@ -35,6 +35,9 @@ def hopfield_weights(
     beta: float,
     similarity: Similarity = "dot",
     squares: Tensor | None = None,
+    allowed: Tensor | None = None,
+    *,
+    log: bool = False,
 ) -> Tensor:
     """Association of each state with each pattern, softmax(beta s(x_i, xi)), ``(..., B, N)``.
 
@@ -44,6 +47,8 @@ def hopfield_weights(
         beta: inverse temperature, above 0.
         similarity: x.xi, or -|x - xi|^2, under which patterns of any norm are nearest to themselves.
         squares: ``(..., N)``, |x_i|^2 for the Euclidean similarity, where they are known.
+        allowed: ``(..., B, N)`` bool, the patterns that each state may see, at least one; all if not given.
+        log: the logarithms instead, which do not underflow.
 
     Raises:
         InputError: beta is not above 0.
@@ -55,7 +60,9 @@ def hopfield_weights(
         # |xi|^2 is common to all patterns and drops out.
         squares = patterns.square().sum(-1) if squares is None else squares
         scores = 2 * scores - squares[..., None, :]
-    return torch.softmax(beta * scores, -1)
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    return torch.log_softmax(beta * scores, -1) if log else torch.softmax(beta * scores, -1)
 
 
 def hopfield_update(
@@ -66,6 +73,7 @@ def hopfield_update(
     *,
     steps: int = 1,
     tolerance: float = 1e-4,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """The states after xi <- X^T softmax(beta X xi), ``(..., B, d)`` (equation 3).
 
@@ -76,15 +84,16 @@ def hopfield_update(
         similarity: as in ``hopfield_weights``.
         steps: most updates; 1 usually retrieves.
         tolerance: a state rests once its weights move by less than this (in norm) from one update to the next.
+        allowed: as in ``hopfield_weights``.
 
     Raises:
         InputError: beta or steps out of range.
     """
     if steps < 1:
         raise InputError(f"steps = {steps}: must be at least 1")
-    weights = hopfield_weights(patterns, state, beta, similarity)
+    weights = hopfield_weights(patterns, state, beta, similarity, allowed=allowed)
     for _ in range(steps - 1):
-        following = hopfield_weights(patterns, weights @ patterns, beta, similarity)
+        following = hopfield_weights(patterns, weights @ patterns, beta, similarity, allowed=allowed)
         moving = (following - weights).norm(dim=-1, keepdim=True) >= tolerance
         if not moving.any():
             break

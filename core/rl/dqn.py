@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.errors import InputError
+from core.rl.action_set import ActionSetPolicy
 from core.rl.algorithm import DeviceAlgorithm, TrainingDiverged
 from core.rl.masks import is_masked
 from core.rl.q_network import CnnDQNPolicy, DQNPolicy, MultiInputDQNPolicy
@@ -40,18 +41,20 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
     ones are explored, chosen and bootstrapped from. Any other environment goes through SB3's loop, which heeds no
     masks: one that has them is refused.
 
-    A variant replaces ``next_values``, ``critic_target``, ``critic_loss`` or ``critic_penalty``. An update descends
-    ``critic_loss(Q(s, a), critic_target(batch), weights) + critic_penalty(Q(s, .), batch)``.
+    A variant replaces ``sample_batch``, ``next_values``, ``critic_target``, ``critic_loss`` or ``critic_penalty``. An
+    update descends ``critic_loss(Q(s, a), critic_target(batch), weights) + critic_penalty(Q(s, .), batch)``.
 
     Args:
-        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" (Dict observations), or a class derived from ``DQNPolicy``,
-            whose arguments ``dueling, head_arch, batch_norm, xavier`` are among the ``policy_kwargs``.
+        policy: "MlpPolicy", "CnnPolicy", "MultiInputPolicy" (Dict observations), "ActionSetPolicy" (actions with
+            features), or a class derived from ``DQNPolicy``, whose arguments ``dueling, head_arch, batch_norm, xavier``
+            are among the ``policy_kwargs``.
         env: of SB3; see above.
         double: the online network chooses the action that the target network values (van Hasselt et al. 2016).
         prioritized: draw transitions by their last errors (``Priorities``).
         priority_alpha: of the priorities.
         priority_beta: of the importance weights; a number, or a schedule as SB3's learning rates.
         priority_eps: of the priorities.
+        priority_initial: of the priorities; what the first transitions get.
         n_steps: steps of a transition (``TensorReplayBuffer``).
         target_update_interval: environment steps between two moves of the target network by ``tau``; 0 moves it before
             every gradient step instead.
@@ -70,11 +73,13 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         "MlpPolicy": DQNPolicy,
         "CnnPolicy": CnnDQNPolicy,
         "MultiInputPolicy": MultiInputDQNPolicy,
+        "ActionSetPolicy": ActionSetPolicy,
     }
     saved_arguments: ClassVar[tuple[str, ...]] = (
         *("learning_rate", "buffer_size", "learning_starts", "batch_size", "tau", "gamma", "train_freq"),
         *("gradient_steps", "double", "n_steps", "prioritized", "priority_alpha", "priority_beta", "priority_eps"),
-        *("target_update_interval", "exploration_fraction", "exploration_initial_eps", "exploration_final_eps"),
+        *("priority_initial", "target_update_interval"),
+        *("exploration_fraction", "exploration_initial_eps", "exploration_final_eps"),
         *("max_grad_norm", "stats_window_size", "tensorboard_log", "policy_kwargs", "verbose", "seed"),
     )
     resumed_attributes: ClassVar[tuple[str, ...]] = (
@@ -93,6 +98,7 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         priority_alpha: float = 0.6,
         priority_beta: Any = 0.4,
         priority_eps: float = 1e-6,
+        priority_initial: float = 1.0,
         target_update_interval: int = 10_000,
         _init_setup_model: bool = True,
         **options: Any,
@@ -106,6 +112,7 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         super().__init__(policy, env, target_update_interval=target_update_interval, _init_setup_model=False, **options)
         self.double, self.n_steps, self.prioritized = double, n_steps, prioritized
         self.priority_alpha, self.priority_beta, self.priority_eps = priority_alpha, priority_beta, priority_eps
+        self.priority_initial = priority_initial
         if _init_setup_model:
             self._setup_model()
 
@@ -147,7 +154,8 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
             masked = isinstance(env, SB3VecEnv) and env.episodes.masked
             kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, "masked": masked} | kwargs
         if issubclass(kind, PrioritizedReplayBuffer):
-            kwargs = {"alpha": self.priority_alpha, "eps": self.priority_eps} | kwargs
+            given = {"alpha": self.priority_alpha, "eps": self.priority_eps, "initial": self.priority_initial}
+            kwargs = given | kwargs
         return kind(
             self.buffer_size,
             self.observation_space,
@@ -347,6 +355,13 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         """Added to the loss, nothing by default; ``q_values`` ``(N, actions)`` are those of the observations."""
         return 0.0
 
+    def sample_batch(self, batch_size: int) -> ReplayBatch:
+        """What an update learns from; those with positions in a prioritised memory are the first rows."""
+        memory: Any = self.replay_buffer
+        batch = memory.sample(batch_size)
+        # SB3's memories have fewer fields.
+        return batch if isinstance(batch, ReplayBatch) else ReplayBatch(*batch)
+
     def train(self, gradient_steps: int, batch_size: int = 100) -> None:
         """Gradient steps on transitions of the memory.
 
@@ -356,16 +371,13 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         """
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        memory: Any = self.replay_buffer
-        if (priorities := getattr(memory, "priorities", None)) is not None:
+        if (priorities := getattr(self.replay_buffer, "priorities", None)) is not None:
             priorities.beta = self._beta_schedule(self._current_progress_remaining)
         if self._good is None:
             self._good = self._copied()
         losses = []
         for _ in range(gradient_steps):
-            batch = memory.sample(batch_size)
-            # SB3's memories have fewer fields.
-            losses.append(self._update(batch if isinstance(batch, ReplayBatch) else ReplayBatch(*batch)))
+            losses.append(self._update(self.sample_batch(batch_size)))
         self._loss = torch.stack(losses).mean()
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -390,7 +402,8 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         optimizer.step()
         if batch.positions is not None:
             memory: Any = self.replay_buffer
-            memory.priorities.update(batch.positions, (target - q.detach()).squeeze(1))
+            errors = (target - q.detach()).squeeze(1)[: len(batch.positions)]
+            memory.priorities.update(batch.positions, errors)
         return loss.detach()
 
     @torch.no_grad()

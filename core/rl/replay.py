@@ -113,27 +113,36 @@ class Priorities:
         alpha: 0 is uniform.
         beta: 1 corrects the draws fully; may be changed at any time.
         eps: in the units of the errors.
+        initial: the largest p before there is any.
         device: of the tensors.
 
     Attributes:
         tree: the numbers p.
-        largest: ``()`` the largest p so far, 1 at first.
+        largest: ``()`` the largest p so far.
 
     Raises:
         InputError: a number out of its range.
     """
 
     def __init__(
-        self, size: int, *, alpha: float, beta: float, eps: float = 1e-6, device: torch.device | str = "cpu"
+        self,
+        size: int,
+        *,
+        alpha: float,
+        beta: float,
+        eps: float = 1e-6,
+        initial: float = 1.0,
+        device: torch.device | str = "cpu",
     ) -> None:
         for name, value in (("alpha", alpha), ("beta", beta)):
             if not 0 <= value <= 1:
                 raise InputError(f"priority_{name}: {value}; allowed: 0 to 1")
-        if not 0 < eps < math.inf:
-            raise InputError(f"priority_eps: {eps}; allowed: greater than 0")
+        for name, value in (("eps", eps), ("initial", initial)):
+            if not 0 < value < math.inf:
+                raise InputError(f"priority_{name}: {value}; allowed: greater than 0")
         self.alpha, self.beta, self.eps = alpha, beta, eps
         self.tree = SumTree(size, device)
-        self.largest = torch.ones((), dtype=torch.float64, device=device)
+        self.largest = torch.tensor(initial, dtype=torch.float64, device=device)
 
     def insert(self, positions: Tensor) -> None:
         """Give new transitions ``(n,)`` the largest priority."""
@@ -358,16 +367,25 @@ class PrioritizedReplayBuffer(TensorReplayBuffer):
         alpha: see ``Priorities``.
         beta: see ``Priorities``.
         eps: see ``Priorities``.
+        initial: see ``Priorities``.
         **kwargs: as above.
 
     Attributes:
         priorities: of the positions.
     """
 
-    def __init__(self, *args: Any, alpha: float = 0.6, beta: float = 0.4, eps: float = 1e-6, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        alpha: float = 0.6,
+        beta: float = 0.4,
+        eps: float = 1e-6,
+        initial: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         size = self.buffer_size * self.n_envs
-        self.priorities = Priorities(size, alpha=alpha, beta=beta, eps=eps, device=self.device)
+        self.priorities = Priorities(size, alpha=alpha, beta=beta, eps=eps, initial=initial, device=self.device)
 
     def add_tensor(self, *args: Any, **kwargs: Any) -> None:
         """Store one step of all rows, with the largest priority."""

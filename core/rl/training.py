@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ def learn(
     checkpoint: Path | None = None,
     curve: Path | None = None,
     progress: Callable[[float, str], None] | None = None,
+    callbacks: Sequence[BaseCallback] = (),
 ) -> None:
     """Train ``model`` up to ``timesteps`` steps of the rows of its environment, counted from its beginning.
 
@@ -54,20 +55,21 @@ def learn(
         checkpoint: file from which an interrupted training goes on, bit for bit, and which it keeps up to date.
         curve: file of the learning curve (JSON lines: timesteps, mean return of the last training episodes).
         progress: told the share done and a message.
+        callbacks: further ones, called before the state is kept.
 
     Raises:
         TrainingDiverged: a loss or parameter is not finite; ``checkpoint`` holds the last good state that was saved.
     """
-    callbacks: list[BaseCallback] = [CurveCallback(timesteps, curve, progress)]
+    watching: list[BaseCallback] = [CurveCallback(timesteps, curve, progress), *callbacks]
     if checkpoint is not None:
         if checkpoint.exists():
             model.restore_state(checkpoint)
-        callbacks.append(ResumeCallback(checkpoint, CHECKPOINT_SECONDS))
+        watching.append(ResumeCallback(checkpoint, CHECKPOINT_SECONDS))
     if curve is not None and curve.exists():
         files.write(curve, "".join(f"{json.dumps(x)}\n" for x in read_curve(curve, model.num_timesteps)))
     remaining = timesteps - model.num_timesteps
     if remaining > 0:
-        model.learn(remaining, callback=callbacks, reset_num_timesteps=False)
+        model.learn(remaining, callback=watching, reset_num_timesteps=False)
         if checkpoint is not None:
             model.save_state(checkpoint)
 

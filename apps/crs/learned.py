@@ -1,0 +1,59 @@
+"""Policies that choose what a Q-network values most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apps.crs.policies import Policy
+from simulators.crs.choice import CandidateChoice, Options
+from simulators.crs.selection import Observation
+
+
+class QPolicy(Policy):
+    """The allowed action of the largest value.
+
+    Args:
+        choice: what can be chosen, as in training.
+        q_net: maps the observations of ``choice`` to ``(B, K_p + K_v)`` values.
+    """
+
+    def __init__(self, choice: CandidateChoice, q_net: nn.Module) -> None:
+        super().__init__(choice.world)
+        self.choice, self.q_net = choice, q_net.eval()
+
+    @torch.no_grad()
+    def valued(self, observation: Observation) -> tuple[Tensor, Options]:
+        """``(B, K_p + K_v)`` values, -inf for what is not allowed, and the options."""
+        seen, options = self.choice.seen(observation)
+        values: Tensor = self.q_net(seen)
+        return values.masked_fill(~seen["mask"], -torch.inf), options
+
+    def __call__(self, observation: Observation, state: Any = None) -> Tensor:
+        """See the class; with several items to choose from, the list is in the order of their values."""
+        values, options = self.valued(observation)
+        chosen = values.argmax(1)
+        action = self.choice.action_of(options, chosen)
+        if self.choice.items:
+            ordered = self._ordered(values, options)
+            action = torch.where((chosen >= self.choice.slots).unsqueeze(1), ordered, action)
+        return action
+
+    def recommend(self, observation: Observation) -> Tensor:
+        """The list of the choice."""
+        values, options = self.valued(observation)
+        if self.choice.items:
+            return self._ordered(values, options)
+        return self.choice.action_of(options, torch.full_like(values[:, 0], self.choice.slots, dtype=torch.int64))
+
+    def _ordered(self, values: Tensor, options: Options) -> Tensor:
+        """``(B, A)`` recommend the items in the order of their values, then those that cannot be chosen."""
+        own = values[:, self.choice.slots :]
+        rest = torch.full_like(options.item[:, own.shape[1] :], 0, dtype=own.dtype) - torch.inf
+        order = torch.cat([own, rest], 1).argsort(1, descending=True, stable=True)
+        item = options.item.gather(1, order)
+        place = torch.full_like(item[:, 0], self.choice.slots)
+        swapped = Options(options.question, options.value, options.share, item, options.named)
+        return self.choice.action_of(swapped, place)

@@ -1,0 +1,47 @@
+"""The rows of the table, and what its numbers mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from apps.crs.evidence import Evidence
+from core.stats import Interval
+from core.study import Row
+
+MEASURES = (
+    "SR@t: share of the test dialogues that end with an accepted item within t turns. AT: turns of a dialogue, T for a "
+    "failure. hDCG: gain of a success by turn and place in the list. return: sum of rewards. less the tuned threshold: "
+    "differences on the same dialogues.",
+    "All methods meet the same users, targets, openings and luck. Intervals are 95 % bootstrap intervals that draw "
+    "trainings, then dialogues that all trainings have in common; one training has the spread over dialogues alone. "
+    "With few seeds the spread between trainings is understated.",
+    "Rules are tuned, weights are chosen and priors calibrated on validation pairs; the test pairs are used once.",
+    "The simulated user answers exactly and independently of taste, as published; that suits a Bayesian who assumes "
+    "just this. Figures say nothing about real users.",
+)
+UNITS = {"AT": "turns"}
+
+
+def rows_of(evidence: Evidence) -> list[Row]:
+    """All rows."""
+    return [row for problem in evidence.problems for row in _problem(evidence, problem)]
+
+
+def row_of(scenario: str, method: str, metric: str, unit: str, i: Interval) -> Row:
+    """A row of an interval."""
+    return Row(scenario, method, metric, unit, i.mean, i.low, i.high, i.n)
+
+
+def _problem(evidence: Evidence, problem: str) -> Iterator[Row]:
+    success = evidence.success(problem)
+    shown = [f"SR@{t}" for t in (5, 10) if t < evidence.last(problem)]
+    for method in evidence.methods:
+        for measure in (success, "AT", "hDCG", "return", *shown):
+            found = evidence.interval(problem, method, measure)
+            yield row_of(problem, method, measure, UNITS.get(measure, "1"), found)
+        yield Row(problem, method, "trainings", "1", len(evidence.of(problem, method)), n=found.n)
+    for method in evidence.methods:
+        if "Threshold" in evidence.methods and method != "Threshold":
+            for measure in ("AT", success):
+                found = evidence.difference(problem, method, "Threshold", measure)
+                yield row_of(problem, method, f"{measure} less Threshold", UNITS.get(measure, "1"), found)
