@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from simulators.crs import Conversation, Embeddings, Rules
 from simulators.crs.generated import PRESETS, Generated, generate
 
 LASTFM_STAR, DEFAULT = "lastfm-star-sized", "small"
-BATCH, DIALOGUES, REPEATS = 64, 512, 5
+BATCH, DIALOGUES, LARGE, REPEATS = 64, 128, 512, 5
 PUBLISHED = 13.7
 """Turns a CPU second of the published environment with its graph, measured once on the data of LastFM*."""
 
@@ -51,31 +52,35 @@ def one_after_the_other(loop: OneUserAtATime, cases: Cases) -> int:
     return sum(loop.play(user, target, opening, recommends)[0] for (user, target), opening in rows)
 
 
-def dialogues(preset: str, few: int) -> None:
-    """Print turns a CPU second of batches and of the loop, with and without its graph."""
+def dialogues(preset: str) -> None:
+    """Print turns a CPU second of batches and of the loop, with and without its graph, in the same dialogues.
+
+    The large batch has more dialogues.
+    """
     world = world_of(preset)
-    many, some = cases_of(world, DIALOGUES), cases_of(world, few)
+    cases, more = cases_of(world, DIALOGUES), cases_of(world, LARGE)
     loops = {f"one at a time{', with graph' * g}": OneUserAtATime(world, graph=g) for g in (False, True)}
     policies: dict[str, Policy] = {"MaxEntropy": MaxEntropy(world), "AbsGreedy": AbsGreedy(world)}
     steps: dict[str, int] = {}
 
     def batched(name: str, policy: Policy, batch: int) -> Callable[[], None]:
         def play() -> None:
-            steps[name] = int(evaluate(world, policy, many, batch=batch)["turns"].sum())
+            played = evaluate(world, policy, more if batch == LARGE else cases, batch=batch)
+            steps[name] = int(played["turns"].sum())
 
         return play
 
     def single(name: str, loop: OneUserAtATime) -> Callable[[], None]:
         def play() -> None:
-            steps[name] = one_after_the_other(loop, some)
+            steps[name] = one_after_the_other(loop, cases)
 
         return play
 
     works = {
-        f"{p}, batch of {b}": batched(f"{p}, batch of {b}", policies[p], b) for p in policies for b in (BATCH, 512)
+        f"{p}, batch of {b}": batched(f"{p}, batch of {b}", policies[p], b) for p in policies for b in (BATCH, LARGE)
     }
     works |= {name: single(name, loop) for name, loop in loops.items()}
-    took = milliseconds(works, REPEATS)
+    took = milliseconds(works, 3)
     each = {name: [ms / steps[name] for ms in times] for name, times in took.items()}
     shape = world.catalogue
     print(f"  {preset}: {shape.n_items} items, {shape.n_attributes} attributes, {len(shape.edges)} pairs of them")
@@ -93,16 +98,23 @@ def memory() -> None:
     found = subprocess.run(
         [sys.executable, "-m", "benchmarks.crs", "memory"], capture_output=True, text=True, check=True
     )
-    before, after = found.stdout.split()
-    print(f"  {LASTFM_STAR}, batch of {BATCH}, all in all: {after} MiB at most ({before} before the first dialogue)")
+    before, after = (float(x) for x in found.stdout.split())
+    print(f"  {LASTFM_STAR}, batch of {BATCH}: {after:.0f} MiB at most, {after - before:.0f} of them while playing")
 
 
-def _play_for_memory() -> None:
-    world, cpu = world_of(LASTFM_STAR), torch.device("cpu")
-    cases, before = cases_of(world, 2 * BATCH), peak_memory(cpu)
-    for policy in (AbsGreedy(world), MaxEntropy(world)):
-        measure(world, policy, cases, batch=BATCH)
-    print(f"{before:.0f} {peak_memory(cpu):.0f}")
+def _measure_memory() -> None:
+    """Two copies of a process that has made its catalogue: one does nothing, the other plays."""
+    world = world_of(LASTFM_STAR)
+    for policies in ([], [AbsGreedy(world), MaxEntropy(world)]):
+        copy = multiprocessing.get_context("fork").Process(target=_play, args=(world, policies))
+        copy.start()
+        copy.join()
+
+
+def _play(world: Conversation, policies: list[Policy]) -> None:
+    for policy in policies:
+        measure(world, policy, cases_of(world, 2 * BATCH), batch=BATCH)
+    print(f"{peak_memory(world.device):.1f}", flush=True)
 
 
 def belief() -> None:
@@ -111,7 +123,10 @@ def belief() -> None:
     cases = cases_of(world, 16)
     known = world.observe(world.reset_to(cases.pairs, cases.opening), None)
     try:
-        agents = {"closed form": ActiveInference(world), "pymdp": PymdpAgent(world, batch=16)}
+        agents: dict[str, ActiveInference | PymdpAgent] = {
+            "closed form": ActiveInference(world),
+            "pymdp": PymdpAgent(world, batch=16),
+        }
     except MissingExtra as missing:
         print(f"  pymdp: skipped: {missing}")
         return
@@ -182,10 +197,10 @@ def same_game() -> None:
 def main() -> None:
     """Run all of them."""
     if sys.argv[1:] == ["memory"]:
-        _play_for_memory()
+        _measure_memory()
         return
-    dialogues(LASTFM_STAR, 8)
-    dialogues(DEFAULT, 32)
+    dialogues(LASTFM_STAR)
+    dialogues(DEFAULT)
     same_game()
     memory()
     belief()

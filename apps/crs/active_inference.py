@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ class ActiveInference(Policy):
         seed: unused; there are no coins.
     """
 
-    relaxes: ClassVar[bool] = True
+    relaxes = True
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from apps.crs.policy_gradient import Progress
@@ -38,6 +39,9 @@ class CrmChoice(EveryQuestion):
 
 class CrmSettings(QuestionSettings):
     """Of CRM; the rewards are those of EAR."""
+
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Of Adam, in REINFORCE."""
 
 
 class CrmPolicy(QuestionPolicy):

@@ -115,10 +115,10 @@ def open_played(text: str) -> Played:
     folder = Path(name)
     if parts:
         return _of_study(folder, *parts[:2]) if len(parts) < 3 else _refuse(text)
-    if not (folder / RESULTS).exists() or not (folder / SUMMARY).exists():
-        raise InputError(f"{folder}: holds no evaluation; szilard crs evaluate --out writes one")
     if Store(folder).manifest():
         raise InputError(f"{folder}: holds a study; say which of its methods, as in {folder}{SEPARATOR}Threshold")
+    if not (folder / RESULTS).exists() or not (folder / SUMMARY).exists():
+        raise InputError(f"{folder}: holds no evaluation; szilard crs evaluate --out writes one")
     data = load_result(folder / RESULTS)
     absent = [key for key in (*CASES, "turns", "rank", "return") if key not in data]
     if absent:

@@ -94,12 +94,12 @@ class FlatChoice(ABC):
         return torch.cat([there, torch.ones_like(there[:, :1])], 1)
 
     def action_of(self, observation: Observation, view: View, choice: Tensor) -> Tensor:
-        """``(B, A)`` the world's actions of choices ``(B,)``."""
+        """``(B, A)`` the world's actions of choices ``(B,)``; a question that is not allowed recommends instead."""
         items = selection.top_items(observation["score"], observation["candidate"], self.world.rules.list_length)
         lists = selection.recommend(self.world, items)
         row, at = torch.arange(len(choice), device=choice.device), choice.clamp(max=self.slots - 1)
-        asks = selection.ask(self.world, view.named[row, at])
-        return torch.where((choice < self.slots).unsqueeze(1), asks, lists)
+        asks = (choice < self.slots) & view.mask[row, at]
+        return torch.where(asks.unsqueeze(1), selection.ask(self.world, view.named[row, at]), lists)
 
     # ---- Simulator
 

@@ -18,11 +18,12 @@ class QPolicy(Policy):
     Args:
         choice: what can be chosen, as in training.
         q_net: maps the observations of ``choice`` to ``(B, K_p + K_v)`` values.
+        relaxes: see ``Policy``; for a choice that is ranked by a belief.
     """
 
-    def __init__(self, choice: CandidateChoice, q_net: nn.Module) -> None:
+    def __init__(self, choice: CandidateChoice, q_net: nn.Module, *, relaxes: bool = False) -> None:
         super().__init__(choice.world)
-        self.choice, self.q_net = choice, q_net.eval()
+        self.choice, self.q_net, self.relaxes = choice, q_net.eval(), relaxes
 
     @torch.no_grad()
     def valued(self, observation: Observation) -> tuple[Tensor, Options]:
@@ -52,7 +53,7 @@ class QPolicy(Policy):
         """``(B, A)`` recommend the items in the order of their values, then those that cannot be chosen."""
         own = values[:, self.choice.slots :]
         rest = torch.full_like(options.item[:, own.shape[1] :], 0, dtype=own.dtype) - torch.inf
-        order = torch.cat([own, rest], 1).argsort(1, descending=True, stable=True)
+        order = torch.cat([own, rest], 1).argsort(dim=1, descending=True, stable=True)
         item = options.item.gather(1, order)
         place = torch.full_like(item[:, 0], self.choice.slots)
         swapped = Options(options.question, options.value, options.share, item, options.named)

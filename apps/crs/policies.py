@@ -6,6 +6,7 @@ A policy is ``policy(observation, state) -> action``; it sees what the system kn
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -31,7 +32,7 @@ class Policy:
         relaxes: whether it goes on when contradictory answers leave no candidate.
     """
 
-    relaxes: ClassVar[bool] = False
+    relaxes: bool = False
 
     def __init__(self, world: Conversation, *, seed: int = 0) -> None:
         self.world, self.seed = world, seed
@@ -131,7 +132,7 @@ class Asking(Policy):
         action = torch.full((len(lists), self.world.columns), NONE, device=lists.device)
         if len(asking):
             seen = tree.take(state, asking) if self.privileged else None
-            value = self.values(_rows(observation, asking), seen)
+            value = self.values(_Rows(observation, asking), seen)
             best = selection.question_values(self.world, value).max(1)
             asks = selection.ask(self.world, selection.named(self.world, best.indices.unsqueeze(1), value)[:, 0])
             action[asking] = asks
@@ -139,7 +140,7 @@ class Asking(Policy):
             lists = lists.index_put((asking,), best.values == -torch.inf)
         listing = lists.nonzero().squeeze(1)
         if len(listing):
-            action[listing] = self.recommend(_rows(observation, listing))
+            action[listing] = self.recommend(_Rows(observation, listing))
         return action
 
 
@@ -201,6 +202,20 @@ class OracleAsk(Threshold):
         return value
 
 
-def _rows(observation: Observation, rows: Tensor) -> Observation:
-    """What the system knows of some of the dialogues."""
-    return {name: value.index_select(0, rows) for name, value in observation.items()}
+class _Rows(Mapping[str, Tensor]):
+    """What the system knows of some of the dialogues; copied when it is read, for few of the tensors are."""
+
+    def __init__(self, observation: Observation, rows: Tensor) -> None:
+        self._all, self._rows = observation, rows
+        self._read: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._read:
+            self._read[name] = self._all[name].index_select(0, self._rows)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)

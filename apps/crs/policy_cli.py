@@ -26,8 +26,11 @@ from core.study.commands import Device, DeviceOption, SeedOption, Set
 from core.study.terminal import print_rows
 
 if TYPE_CHECKING:
+    import torch
+
     from apps.crs.policies import Policy
     from apps.crs.problem import Opened
+    from apps.crs.products import PolicyProduct
     from simulators.crs import Catalogue, Embeddings
 
 PolicyArgument = Annotated[Path, typer.Argument(metavar="POLICY", help="Folder that train has written.")]
@@ -226,7 +229,7 @@ def bench(
 
 
 def _timed(
-    catalogue: str | None, folders: list[Path], rules: list[str] | None, seed: int, device: Any
+    catalogue: str | None, folders: list[Path], rules: list[str] | None, seed: int, device: torch.device
 ) -> list[tuple[str, Opened, Policy]]:
     """Policies in folders, or the rules that need no tuning."""
     from apps.crs.active_inference import ActiveInference
@@ -247,7 +250,9 @@ def _timed(
     return [(type(policy).__name__, opened, policy) for policy in chosen]
 
 
-def _open(folder: Path, catalogue: str | None, device: Any, rules: list[str] | None) -> Any:
+def _open(
+    folder: Path, catalogue: str | None, device: torch.device, rules: list[str] | None
+) -> tuple[Opened, Policy, PolicyProduct]:
     """What ``open_policy`` returns."""
     from apps.crs.policy_folder import open_policy
 

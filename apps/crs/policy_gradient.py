@@ -44,7 +44,7 @@ class PolicyGradientSettings(Config):
     """Decisions of such a step."""
     pretraining_rate: float = Field(default=3e-3, gt=0)
     """Of Adam, in the pretraining."""
-    updates: int = Field(default=250, ge=0)
+    updates: int = Field(default=700, ge=0)
     """Steps of REINFORCE."""
     episodes: int = Field(default=128, ge=1)
     """Played for each of them."""
@@ -232,7 +232,7 @@ class PolicyGradient:
                 kept.save({**counts, **named, **optimizer_tensors(optimizer)})
             optimizer.step()
             if progress is not None:
-                progress((step + 1) / self.steps, f"step {step + 1} of {self.steps}: loss {float(loss):.4f}")
+                progress((step + 1) / self.steps, f"step {step + 1} of {self.steps}: loss {float(loss.detach()):.4f}")
         self._check(nn.utils.parameters_to_vector(weights.values()).detach().sum(), good, self.steps)
         self.network.eval()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class PymdpAgent(Policy):
         MissingExtra: pymdp is not installed.
     """
 
-    relaxes: ClassVar[bool] = True
+    relaxes = True
 
     def __init__(
         self,

@@ -98,7 +98,7 @@ class QuestionPolicy(FlatPolicy):
         world: the conversation that is evaluated.
         network: ``(B, F)`` to logits ``(B, Q + 1)``.
         settings: it was trained with.
-        samples: whether to draw from its probabilities instead of taking the likeliest.
+        samples: draw from its probabilities, which is the policy that was trained, or else take the likeliest action.
         seed: of the draws.
     """
 
@@ -111,7 +111,7 @@ class QuestionPolicy(FlatPolicy):
         network: nn.Module,
         settings: QuestionSettings,
         *,
-        samples: bool = False,
+        samples: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(self.choice_of(world), network, samples=samples, seed=seed)

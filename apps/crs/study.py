@@ -54,9 +54,9 @@ class CRSStudy(Study):
         for what, names in (
             ("methods", [method.name for method in self.methods]),
             ("problems", [problem.name for problem in self.problems]),
-            ("seeds", list(self.every_seed)),
+            ("seeds", [str(seed) for seed in self.every_seed]),
         ):
-            twice = {str(name) for name in names if names.count(name) > 1}
+            twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise InputError(f"{what}: {', '.join(sorted(twice))} stands there twice; names must differ")
         return self

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
@@ -23,13 +23,14 @@ from core import files
 from core.errors import InputError
 from core.rl import DQN
 from core.rl.checkpoint import read_tensors
+from core.rl.demonstrations import DemonstrationDQN
 from core.rl.training import learn
 from core.simulation import SB3VecEnv
 from core.simulation.simulator import Simulator
 from core.study import Config
 from simulators.crs.catalogue import Ids
 
-WEIGHTS, LOOKS = "q_network.safetensors", "training.json"
+WEIGHTS, LOOKS, STATE = "q_network.safetensors", "training.json", "state.safetensors"
 Progress = Callable[[float, str], None]
 
 
@@ -50,6 +51,10 @@ class QLearning(Config):
     """Of Adam, at first."""
     final_learning_rate: float | None = Field(default=None, gt=0)
     """At last; it falls linearly. Constant if not given."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Times the weights is added to the gradient."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the features that is left out of a gradient step; of networks on action sets."""
     memory: int = Field(default=30_000, ge=1)
     """Transitions that are remembered."""
     learning_starts: int = Field(default=512, ge=0)
@@ -67,7 +72,7 @@ class QLearning(Config):
     hidden: tuple[int, ...] = (100,)
     """Widths of the hidden layers."""
 
-    def options(self) -> dict[str, object]:
+    def options(self) -> dict[str, Any]:
         """Arguments of ``core.rl.DQN``."""
         rate = self.learning_rate
         last = rate if self.final_learning_rate is None else self.final_learning_rate
@@ -91,11 +96,14 @@ class QLearning(Config):
 
 def new_dqn(
     choice: Simulator, settings: QLearning, seed: int, *, policy: Literal["ActionSetPolicy", "MlpPolicy"], device: str
-) -> DQN:
-    """A learner on dialogues of ``choice``."""
+) -> DemonstrationDQN:
+    """A learner on dialogues of ``choice``, plain unless somebody demonstrates something."""
     env = SB3VecEnv(choice, settings.envs, scaled=False, device=device)
-    kwargs = {"net_arch": list(settings.hidden)}
-    return DQN(policy, env, policy_kwargs=kwargs, seed=seed, device=device, **settings.options())
+    kwargs: dict[str, Any] = {"net_arch": list(settings.hidden)}
+    kwargs["optimizer_kwargs"] = {"weight_decay": settings.weight_decay}
+    if policy == "ActionSetPolicy":
+        kwargs["dropout"] = settings.dropout
+    return DemonstrationDQN(policy, env, policy_kwargs=kwargs, seed=seed, device=device, **settings.options())
 
 
 def loss_of(played: xr.Dataset) -> float:
@@ -222,7 +230,7 @@ def train(
     """
     checkpoint.mkdir(parents=True, exist_ok=True)
     watch = BestOnHeldOut(policy, cases, max(steps // looks, 1), checkpoint)
-    learn(model, steps, checkpoint=checkpoint / "state.safetensors", progress=progress, callbacks=[watch])
+    learn(model, steps, checkpoint=checkpoint / STATE, progress=progress, callbacks=[watch])
     if not watch.looks or watch.looks[-1].steps < model.num_timesteps:
         watch.init_callback(model)
         watch._on_training_start()

@@ -27,6 +27,7 @@ ANSWERS = {
     LIST_ACCEPTED: "accepted",
 }
 CODES = {word: code for code, word in ANSWERS.items()}
+LARGEST = 2**31
 Record = dict[str, Any]
 
 
@@ -131,12 +132,25 @@ def _exchange(row: Mapping[str, Any], t: int, names: Names) -> Record | None:
 
 
 def _checked(record: Record, names: Names, where: str) -> Record:
+    """The record, if it is one.
+
+    Raises:
+        InputError: a value that is refused.
+        KeyError, TypeError, AttributeError: it has another form.
+    """
     if record["catalogue"] != names.catalogue.hash:
         raise InputError(
             f"{where}: catalogue {record['catalogue']}; must be {names.catalogue.hash} ({names.catalogue.name})"
         )
+    for key in ("max_turns", "list_length", "user", "turns", "rank"):
+        _whole(record, key, where)
+    if not isinstance(record["return"], int | float):
+        raise InputError(f"{where}: return: {record['return']!r}; must be a number")
     known = [(record["target"], names.item), (record["opening"], names.attribute)]
     for exchange in record["exchanges"]:
+        _whole(exchange, "candidates", where)
+        if len(exchange.get("list", ())) > record["list_length"]:
+            raise InputError(f"{where}: list: {len(exchange['list'])} items; must be at most {record['list_length']}")
         known += [(exchange["asked"], names.asked)] if "asked" in exchange else []
         known += [(item, names.item) for item in exchange.get("list", ())]
         if "answer" in exchange and exchange["answer"] not in CODES:
@@ -151,6 +165,13 @@ def _checked(record: Record, names: Names, where: str) -> Record:
         if right != held:
             raise InputError(f"{where}: {held}; the catalogue has {right} there")
     return record
+
+
+def _whole(record: Record, key: str, where: str) -> None:
+    """Refuse what cannot be a count or an id."""
+    value = record[key]
+    if type(value) is not int or not -1 <= value < LARGEST:
+        raise InputError(f"{where}: {key}: {value!r}; must be a whole number")
 
 
 def _dataset(found: Sequence[Record], horizon: int, places: int) -> xr.Dataset:

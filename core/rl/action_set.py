@@ -25,10 +25,12 @@ class ActionSetDueling(nn.Module):
         state: number of features of the state.
         action: number of features of an action.
         hidden: widths of the hidden layers of both.
+        dropout: share of all features that is left out while learning.
     """
 
-    def __init__(self, state: int, action: int, hidden: Sequence[int]) -> None:
+    def __init__(self, state: int, action: int, hidden: Sequence[int], dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = nn.Dropout(dropout)
         self.value = nn.Sequential(*create_mlp(state, 1, list(hidden)))
         # The first layer of A is the sum of one on the state, computed once, and one on the action.
         first, *rest = hidden
@@ -38,6 +40,7 @@ class ActionSetDueling(nn.Module):
 
     def forward(self, state: Tensor, actions: Tensor, mask: Tensor) -> Tensor:
         """``(n, S)``, ``(n, K, A)`` and bool ``(n, K)`` to ``(n, K)``; a number without meaning where not allowed."""
+        state, actions = self.dropout(state), self.dropout(actions)
         hidden = self.of_state(state).unsqueeze(1) + self.of_action(actions)
         advantage = self.advantage(hidden).squeeze(2)
         allowed = mask.to(advantage.dtype)
@@ -49,14 +52,14 @@ class ActionSetDueling(nn.Module):
 class ActionSetQNetwork(sb3.QNetwork):
     """``ActionSetDueling`` on observations with the keys ``state``, ``candidates`` and ``mask``."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         space = self.observation_space
         assert isinstance(space, spaces.Dict)
         state, action = space["state"].shape, space["candidates"].shape
         assert state is not None
         assert action is not None
-        self.q_net = ActionSetDueling(state[0], action[1], list(self.net_arch))  # type: ignore[assignment]
+        self.q_net = ActionSetDueling(state[0], action[1], list(self.net_arch), dropout)  # type: ignore[assignment]
 
     def forward(self, obs: Any) -> Tensor:
         """``(n, K)`` of a dict of ``(n, S)``, ``(n, K, A)`` and ``(n, K)``."""
@@ -68,22 +71,32 @@ class ActionSetPolicy(DQNPolicy):
     """A policy of ``DQN`` for actions that are members of a set, each with features of its own.
 
     The observation is a Dict of ``state`` ``(S,)``, ``candidates`` ``(K, A)`` and ``mask`` ``(K,)``; action k is the
-    k-th candidate. ``net_arch`` are the widths of the hidden layers of both heads.
+    k-th candidate. ``net_arch`` are the widths of the hidden layers of both heads, ``dropout`` the share of the features
+    that is left out while learning.
 
     Raises:
         InputError: another observation space, or no hidden layer.
     """
 
-    def __init__(self, observation_space: spaces.Space[Any], *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self, observation_space: spaces.Space[Any], *args: Any, dropout: float = 0.0, **kwargs: Any
+    ) -> None:
         if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(KEYS):
             raise InputError(f"observation_space: {observation_space}; allowed: a Dict of {', '.join(KEYS)}")
         kwargs.setdefault("net_arch", [100])
         if not kwargs["net_arch"]:
             raise InputError("policy_kwargs.net_arch: empty; allowed: at least one hidden layer")
         kwargs.setdefault("features_extractor_class", CombinedExtractor)
+        self.dropout = dropout  # before SB3's constructor, which builds the networks
         super().__init__(observation_space, *args, **kwargs)
 
     def make_q_net(self) -> sb3.QNetwork:
         """A new network."""
         net_args = self._update_features_extractor(self.net_args, features_extractor=None)
-        return ActionSetQNetwork(**net_args).to(self.device)
+        return ActionSetQNetwork(dropout=self.dropout, **net_args).to(self.device)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        for name in self.network_options:
+            data.pop(name, None)
+        return data | {"dropout": self.dropout}

@@ -2,8 +2,8 @@
 
 An environment needs embeddings. Where none are given they come from the catalogue alone: the table of users and
 attributes by items, 1 for a training interaction and for an attribute that an item has, each entry over the square root
-of its row's and its column's sum, is factorised by a truncated singular value decomposition. Then e_u.e_v stands for how
-well an item suits a user and e_p.e_v for how well it goes with an attribute; all embeddings have norm 1, as those of
+of its row's and its column's sum, is factorised by a truncated singular value decomposition. Then e_u.e_v tells how
+well an item suits a user and e_p.e_v how well it goes with an attribute; all embeddings have norm 1, as those of
 TransE have.
 """
 

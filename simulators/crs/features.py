@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import InputError
 from simulators.crs.belief import Belief
 from simulators.crs.choice import CandidateChoice, Options
 from simulators.crs.conversation import Conversation
@@ -32,9 +33,16 @@ class CompactFeatures:
 
     Attributes:
         belief: of the posterior q; None leaves it out.
+        embedding_scale: times all embeddings. They tell the pairs of training apart, which a network learns by heart;
+            the smaller they are, the more it has to learn from the other numbers; 0 leaves those alone.
     """
 
     belief: Belief | None = None
+    embedding_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.embedding_scale <= 1:
+            raise InputError(f"features.embedding_scale = {self.embedding_scale}: must be 0 to 1")
 
     def space(self, choice: CandidateChoice) -> gymnasium.spaces.Dict:
         """See the class."""
@@ -58,10 +66,11 @@ class CompactFeatures:
         mean = (items[options.item.clamp(min=0)] * listed.unsqueeze(2)).sum(1) / count.unsqueeze(1)
         top = _top_share(observation, options)
         size = observation["candidate"].sum(1).clamp(min=1).float()
+        scale = self.embedding_scale
         state = [
-            world.users[observation["user"]],
-            _mean_candidate(world, observation),
-            _accepted_sum(world, observation),
+            scale * world.users[observation["user"]],
+            scale * _mean_candidate(world, observation),
+            scale * _accepted_sum(world, observation),
             _one_hot(observation["turn"], world.rules.max_turns),
             torch.stack([size.log() / 8, (world.rules.list_length / size).clamp(max=1), top], 1),
         ]
@@ -75,7 +84,7 @@ class CompactFeatures:
         flags = torch.zeros(len(question), choice.slots + kinds, 2, device=question.device)
         flags[:, : choice.slots, 0], flags[:, choice.slots :, 1] = 1.0, 1.0
         of_lists = torch.stack([torch.zeros_like(top), top], 1).unsqueeze(1).expand(-1, kinds, 2)
-        candidates = [torch.cat([question, lists], 1), flags, torch.cat([numbers, of_lists], 1)]
+        candidates = [scale * torch.cat([question, lists], 1), flags, torch.cat([numbers, of_lists], 1)]
         if self.belief is not None:
             spread, of_option = self._believed(choice, observation, options, kinds)
             state.append(spread)

@@ -9,9 +9,11 @@ import threading
 import urllib.request
 
 import pytest
+from rich.progress import Progress
 from typer.main import get_group
 
 import apps.crs.talk_cli
+import core.rl.training
 from apps.cli import main
 from apps.crs.chat import create_server
 from apps.crs.cli import app
@@ -22,6 +24,8 @@ from apps.crs.study import CRSStudy
 from apps.crs.transcripts import Names, read_transcripts
 from apps.crs.verb_inputs import METHODS
 from core.stats import clustered_difference, mean_interval, paired_difference
+from core.study.store import Store
+from core.study.task import Task, execute
 from simulators.crs import Embeddings, storage
 from simulators.crs.generated import PRESETS, generate
 from simulators.crs.readers import read
@@ -209,6 +213,34 @@ def test_a_finished_policy_is_not_made_again(made, szilard):
     assert (made / "dqn" / "policy.json").stat().st_mtime_ns == written
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on(made, szilard, tmp_path, monkeypatch):
+    update, calls = Progress.update, []
+
+    def interrupted(self, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return update(self, *args, **kwargs)
+
+    monkeypatch.setattr(core.rl.training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(Progress, "update", interrupted)
+    arguments = ("train", "dqn", made / "shop", "--out", tmp_path / "p", "--embedding", made / "points", *DQN)
+    code, out, err = szilard(*arguments)
+    assert (code, out) == (130, "")
+    assert "the same command goes on" in err
+    code, _, err = szilard("evaluate", tmp_path / "p")
+    assert code == 2
+    assert "not finished" in err
+    code, _, err = szilard(*arguments, "--seed", 1)
+    assert code == 2
+    assert "seed = 0, now 1" in err
+    assert szilard(*arguments)[0] == 0
+    weights = "method/q_network.safetensors"
+    assert (tmp_path / "p" / weights).read_bytes() == (made / "dqn" / weights).read_bytes()
+    assert szilard(*arguments, "--seed", 1, "--fresh")[0] == 0
+    assert (tmp_path / "p" / weights).read_bytes() != (made / "dqn" / weights).read_bytes()
+
+
 def test_evaluate_says_what_it_wrote(made, szilard):
     code, text, err = szilard("evaluate", made / "dqn", "--out", made / "dqn-test")
     assert (code, err) == (0, "")
@@ -272,23 +304,30 @@ def test_compare_refuses_other_dialogues(made, szilard, tmp_path):
 
 
 def test_compare_takes_methods_of_a_study(szilard, tmp_path):
+    catalogue = {"kind": "generated", "preset": "tiny"}
     config = {
         "study": "few",
-        "problems": [
-            {"catalogue": {"kind": "generated", "preset": "tiny"}, "embedding": {"epochs": 1, "dim": 4}, "limit": 60}
-        ],
+        "problems": [{"catalogue": catalogue, "embedding": {"epochs": 1, "dim": 4}, "limit": 60}],
         "seeds": 2,
         "methods": [{"kind": "random", "name": "R R"}, {"kind": "abs_greedy", "name": "Greedy"}],
-        "claims": [],
     }
-    study = CRSStudy.model_validate(config)
-    (tmp_path / "config.yaml").write_text(study.to_yaml())
-    assert szilard("run", tmp_path / "config.yaml", "--out", tmp_path / "few", "--workers", 0)[0] == 0
+    study, out = CRSStudy.model_validate(config), tmp_path / "few"
+    store = Store(out)
+    with store.open(study.study, study.hash, study.to_yaml()):
+        code, _, err = szilard("compare", f"{out}::R R", f"{out}::Greedy")
+        assert code == 2
+        assert "R R, seed 0: not finished" in err
+        for run in study.runs():
+            assert not execute(Task(out, study.hash, run, "cpu")).error
     code, text, _ = szilard("compare", f"{tmp_path / 'few'}::R R", f"{tmp_path / 'few'}::Greedy::default")
     assert code == 0
     assert "R R less Greedy" in text
     assert "n = 60 dialogues, 2 and 1 trainings" in text
-    for name, said in (("few::Oracle", "no method Oracle"), ("few::Greedy::x", "no problem x"), ("few", "no eval")):
+    for name, said in (
+        ("few::Oracle", "no method Oracle"),
+        ("few::Greedy::x", "no problem x"),
+        ("few", "holds a study"),
+    ):
         code, _, err = szilard("compare", tmp_path / name, f"{tmp_path / 'few'}::Greedy")
         assert code == 2
         assert said in err

@@ -7,6 +7,7 @@ import torch
 from apps.crs.evaluation import Cases, evaluate
 from apps.crs.metrics import success_curve
 from apps.crs.policies import AbsGreedy, MaxEntropy, Policy, Threshold
+from benchmarks.one_user_at_a_time import OneUserAtATime
 from core.errors import InputError
 from simulators.crs import selection
 from simulators.crs.generated import generate
@@ -134,6 +135,21 @@ def test_the_shortcut_recommends_once_all_candidates_fit():
             assert short["action"].values[i, few[0] + 1 :].max(initial=-1) in (1, -1)
     assert short["turns"].values.mean() < plain["turns"].values.mean()
     assert (short["rank"].values > 0).all()
+
+
+@pytest.mark.parametrize("turns", [2, 15])
+def test_dialogues_played_one_at_a_time_with_sets_are_the_same(turns):
+    world = conversation(CATALOGUE, list_length=2, max_turns=turns)
+    found = cases(world)
+    data, loop = evaluate(world, AbsGreedy(world), found), OneUserAtATime(world, graph=turns == 2)
+    for i, ((user, target), opening) in enumerate(zip(found.pairs.tolist(), found.opening.tolist(), strict=True)):
+        turn, rank = loop.play(user, target, opening, lambda _: True)
+        assert (turn, rank) == (data["turns"].values[i], data["rank"].values[i])
+    asked = evaluate(world, Threshold(world, 5), found)["turns"].values
+    pairs = zip(found.pairs.tolist(), found.opening.tolist(), strict=True)
+    alone = [loop.play(user, target, opening, lambda size: size <= 5)[0] for (user, target), opening in pairs]
+    # Questions of equal value may be asked in another order.
+    assert np.mean(asked == alone) > 0.8
 
 
 def test_what_is_written_down_agrees_with_itself():

@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 
 import core.rl.training
+from apps.crs.active_inference import ActiveInference
 from apps.crs.embedding import EmbeddingSettings, fit_embeddings
 from apps.crs.evaluation import Cases, evaluate
 from apps.crs.evaluation_folder import Played, differences, open_played, rows_of, write_evaluation
@@ -20,6 +21,7 @@ from apps.crs.problem import GeneratedSource, Problem
 from apps.crs.products import PolicyProduct
 from apps.crs.speed import measure, peak_memory
 from apps.crs.transcripts import Names, read_transcripts, records, write_transcripts
+from apps.crs.verb_inputs import METHODS
 from core.checkpoint import Checkpoint
 from core.errors import InputError
 from core.study import Context
@@ -92,6 +94,31 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_policy(whole, tmp_path,
     assert not make_policy(folder, product())
 
 
+LEARNT = {"settings": {"demonstrations": 20, "pretraining": 5, "updates": 2, "episodes": 8}}
+SHORT = {**LEARNING, "steps": 128, "looks": 1}
+QUICK = {
+    "dqn": {"learning": SHORT},
+    "grouped": {"learning": SHORT},
+    "scpr": {"learning": SHORT},
+    "unicorn": {"settings": {**SHORT, "hidden": 8, "feedforward": 8}},
+    "ear": LEARNT,
+    "crm": LEARNT,
+}
+"""Settings of methods that take long."""
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_method_is_made_and_played_from_its_folder(tmp_path, kind):
+    method = METHODS[kind].model_validate({"name": kind, **QUICK.get(kind, {})})
+    make_policy(tmp_path / "p", product(method))
+    opened, policy, found = open_policy(tmp_path / "p")
+    assert found.method == method
+    cases = Cases.of(opened.world, opened.world.catalogue.pairs("test"), 0, 30)
+    once, twice = (evaluate(opened.world, held, cases) for held in (policy, open_policy(tmp_path / "p")[1]))
+    assert once.equals(twice)
+    assert (once["rank"].values > 0).any()
+
+
 def test_progress_goes_from_nothing_to_all(tmp_path):
     shares = []
     make_policy(tmp_path / "p", product(), progress=lambda share, said: shares.append(share))
@@ -160,7 +187,7 @@ def test_a_catalogue_that_was_changed_inside_is_refused(tmp_path):
     names = json.loads((folder / "catalogue" / "items.json").read_text())
     names[0]["name"] = "another name"
     (folder / "catalogue" / "items.json").write_text(json.dumps(names))
-    with pytest.raises(InputError, match="catalogue: .*must be"):
+    with pytest.raises(InputError, match=r"catalogue: .*must be"):
         open_policy(folder)
 
 
@@ -237,8 +264,6 @@ def test_a_transcript_has_the_names_and_the_turns():
 
 def test_beliefs_travel_with_a_transcript(tmp_path):
     world = conversation(max_turns=5, list_length=4)
-    from apps.crs.active_inference import ActiveInference
-
     played = evaluate(world, ActiveInference(world), Cases.of(world, world.catalogue.pairs("test"), 0, 30))
     assert np.isfinite(played["confidence"].values).any()
     write_transcripts(tmp_path / "t.jsonl", played, Names(world.catalogue))
@@ -254,7 +279,11 @@ def test_beliefs_travel_with_a_transcript(tmp_path):
         (lambda r: r["opening"].update(id=-1), "-1"),
         (lambda r: r["exchanges"][0].update(answer="maybe"), "maybe"),
         (lambda r: r["exchanges"][0].update(turn=7), "turn: 7; must be 1 to 6"),
-        (lambda r: r.pop("user"), "user"),
+        (lambda r: r.pop("user"), "not a record of a dialogue (KeyError: 'user')"),
+        (lambda r: r.update(rank=1.5), "rank: 1.5; must be a whole number"),
+        (lambda r: r.update(turns=2**40), "turns: 1099511627776"),
+        (lambda r: r.update({"return": "much"}), "return: 'much'; must be a number"),
+        (lambda r: r["exchanges"][0]["list"].append(r["target"]), "list: 5 items; must be at most 4"),
         (lambda r: r.update(exchanges=3), "not a record"),
         (lambda r: r.update(max_turns=7), "the same in all lines"),
     ],

@@ -1,4 +1,4 @@
-"""Small worlds for the tests of dialogues, and the rules of a dialogue once more, slowly, with sets and plain numbers."""
+"""Small worlds for the tests of dialogues, and the rules of a dialogue once more, with sets and plain numbers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def written_out(
 
 @dataclass
 class SlowDialogue:
-    """One dialogue after Deng et al. (2021), section 3, with the rules of the published code where the paper is silent."""
+    """One dialogue after Deng et al. (2021), section 3, and the published code where the paper is silent."""
 
     catalogue: Catalogue
     embeddings: Embeddings

@@ -136,7 +136,7 @@ def test_a_row_of_a_batch_is_the_single_copy(question):
         step = world.step(together, action, noise)
         for b in range(8):
             one = world.step(alone[b], action[b : b + 1], tree.take(noise, slice(b, b + 1)))
-            for name, value in tree.named_tensors((one.state)):
+            for name, value in tree.named_tensors(one.state):
                 row = tree.take(step.state, slice(b, b + 1))
                 wanted = dict(tree.named_tensors(row))[name]
                 assert torch.allclose(value, wanted, atol=1e-6) if name == "score" else torch.equal(value, wanted)

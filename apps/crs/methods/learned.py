@@ -6,55 +6,63 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
+from torch import nn
 
-from apps.crs.active_inference import BeliefRanking
+from apps.crs import unicorn
+from apps.crs.active_inference import ActiveInference, BeliefRanking
+from apps.crs.crm import CrmPolicy, CrmSettings, train_crm
+from apps.crs.demonstrations import demonstrations
+from apps.crs.ear import EarPolicy, EarSettings, train_ear
+from apps.crs.flat_choice import FlatPolicy
+from apps.crs.grouping import GroupedChoice, GroupedPolicy, spherical_kmeans
 from apps.crs.learned import QPolicy
 from apps.crs.methods.method import Method, Workbench
 from apps.crs.methods.rules import BeliefSettings
-from apps.crs.policies import Policy
-from apps.crs.training import WEIGHTS, QLearning, load_weights, new_dqn, train
+from apps.crs.policies import Policy, Threshold
+from apps.crs.scpr import ScprChoice
+from apps.crs.training import STATE, WEIGHTS, QLearning, load_weights, new_dqn, train
+from core.rl import DQN
+from core.rl.demonstrations import DemonstrationDQN
 from core.seeds import stream
+from core.simulation.simulator import Simulator
+from core.study import Config
 from simulators.crs import Conversation
 from simulators.crs.choice import CandidateChoice, EntropyRanking, Ranking
 from simulators.crs.features import CompactFeatures
 from simulators.crs.selection import Selection
 
+EAR, CRM = "ear", "crm"
 
-class DQNMethod(Method):
-    """A dueling double DQN on a compact state and the K_p best questions, or recommending the best list."""
 
-    kind: Literal["dqn"] = "dqn"
-    """Kind of method."""
+class Learner(Method):
+    """A method that trains a Q-network."""
+
     learning: QLearning = QLearning()
     """Of the network."""
-    questions: int = Field(default=10, ge=1)
-    """K_p."""
-    selection: Selection = "weighted_entropy"
-    """How questions are valued; items are ranked by their score."""
-    belief: BeliefSettings | None = None
-    """A Bayesian's posterior among the features; none if not given."""
-    ranked_by_belief: bool = False
-    """Whether the posterior also ranks questions and items."""
 
     learns: ClassVar[bool] = True
+    policy_name: ClassVar[Literal["ActionSetPolicy", "MlpPolicy"]] = "ActionSetPolicy"
 
-    def choice(self, world: Conversation) -> CandidateChoice:
+    def choice(self, world: Conversation) -> Simulator:
         """What the network chooses among."""
-        belief = None if self.belief is None else self.belief.belief()
-        ranking: Ranking = EntropyRanking(self.selection)
-        if self.ranked_by_belief:
-            ranking = BeliefRanking(belief or BeliefSettings().belief())
-        return CandidateChoice(world, CompactFeatures(belief), questions=self.questions, ranking=ranking)
+        raise NotImplementedError
+
+    def acting(self, choice: Simulator, q_net: nn.Module) -> Policy:
+        """The policy that follows the network."""
+        raise NotImplementedError
+
+    def warm_start(self, model: DQN, bench: Workbench, seed: int) -> None:
+        """What comes before the training; nothing by default."""
 
     def make(self, bench: Workbench, seed: int) -> None:
-        """Train it."""
-        world = bench.opened.world
-        model = new_dqn(
-            self.choice(world), self.learning, stream(seed, self.name), policy="ActionSetPolicy", device=bench.device
-        )
+        """Train the network."""
+        choice = self.choice(bench.opened.world)
+        model = new_dqn(choice, self.learning, stream(seed, self.name), policy=self.policy_name, device=bench.device)
+        if not (bench.checkpoint / STATE).exists():
+            self.warm_start(model, bench, seed)
         train(
             model,
-            QPolicy(self.choice(world), model.q_net),
+            self.acting(choice, model.q_net),
             bench.opened.held_out(),
             bench.directory,
             steps=self.learning.steps,
@@ -67,6 +75,195 @@ class DQNMethod(Method):
         """See ``Method``."""
         choice = self.choice(world)
         small = self.learning.model_copy(update={"envs": 1, "memory": 1})
-        net = new_dqn(choice, small, 0, policy="ActionSetPolicy", device=str(world.device)).q_net
+        net = new_dqn(choice, small, 0, policy=self.policy_name, device=str(world.device)).q_net
         load_weights(net, directory / WEIGHTS)
-        return QPolicy(choice, net)
+        return self.acting(choice, net)
+
+
+class DemonstrationSettings(Config):
+    """Dialogues of a rule that a network learns from as well."""
+
+    demonstrator: Literal["threshold", "active_inference"] = "threshold"
+    """Who shows how: asking while there are more than ``n`` candidates, or active inference."""
+    n: int = Field(default=100, ge=0)
+    """Of the threshold."""
+    dialogues: int = Field(default=500, ge=1)
+    """That are shown."""
+    pretraining: int = Field(default=300, ge=0)
+    """Gradient steps on them alone, before the training."""
+
+    def policy(self, world: Conversation, belief: BeliefSettings | None) -> Policy:
+        """The demonstrator."""
+        if self.demonstrator == "threshold":
+            return Threshold(world, self.n)
+        return ActiveInference(world, (belief or BeliefSettings()).belief())
+
+
+class DQNMethod(Learner):
+    """A dueling double DQN on a compact state and the K_p best questions, or recommending the best list."""
+
+    kind: Literal["dqn"] = "dqn"
+    """Kind of method."""
+    questions: int = Field(default=10, ge=1)
+    """K_p."""
+    selection: Selection = "weighted_entropy"
+    """How questions are valued; items are ranked by their score."""
+    embedding_scale: float = Field(default=1.0, ge=0, le=1)
+    """Times the embeddings among the features; 0 leaves counts, entropies, shares and turns."""
+    belief: BeliefSettings | None = None
+    """A Bayesian's posterior among the features; none if not given."""
+    ranked_by_belief: bool = False
+    """Whether the posterior also ranks questions and items."""
+    shown: DemonstrationSettings | None = None
+    """Demonstrations; none if not given."""
+
+    def choice(self, world: Conversation) -> CandidateChoice:
+        """The best questions of the moment and the best list."""
+        belief = None if self.belief is None else self.belief.belief()
+        ranking: Ranking = EntropyRanking(self.selection)
+        if self.ranked_by_belief:
+            ranking = BeliefRanking(belief or BeliefSettings().belief())
+        features = CompactFeatures(belief, self.embedding_scale)
+        return CandidateChoice(world, features, questions=self.questions, ranking=ranking)
+
+    def acting(self, choice: Simulator, q_net: nn.Module) -> Policy:
+        """The greedy policy."""
+        assert isinstance(choice, CandidateChoice)
+        return QPolicy(choice, q_net, relaxes=self.ranked_by_belief)
+
+    def warm_start(self, model: DQN, bench: Workbench, seed: int) -> None:
+        """Learn from the demonstrations."""
+        if self.shown is not None:
+            assert isinstance(model, DemonstrationDQN)
+            world = bench.opened.world
+            shown = demonstrations(
+                self.choice(world), self.shown.policy(world, self.belief), self.shown.dialogues, seed
+            )
+            model.demonstrate(shown)
+            if self.shown.pretraining:
+                model.pretrain(self.shown.pretraining)
+
+
+class GroupedMethod(Learner):
+    """The same network in two stages: first a group of attributes, then one of the group; or recommending."""
+
+    kind: Literal["grouped"] = "grouped"
+    """Kind of method."""
+    groups: int | None = Field(default=None, ge=1)
+    """Clusters of the attributes' embeddings; the types of the catalogue if not given."""
+
+    def choice(self, world: Conversation) -> GroupedChoice:
+        """Groups and their attributes."""
+        labels = None
+        if self.groups is not None:
+            labels = spherical_kmeans(world.embeddings.attribute, self.groups, 0)
+        return GroupedChoice(world, labels)
+
+    def acting(self, choice: Simulator, q_net: nn.Module) -> Policy:
+        """The greedy policy."""
+        assert isinstance(choice, GroupedChoice)
+        return GroupedPolicy(choice, q_net)
+
+
+class ScprMethod(Learner):
+    """A DQN that only decides whether to ask or to recommend, as SCPR (Lei et al. 2020)."""
+
+    kind: Literal["scpr"] = "scpr"
+    """Kind of method."""
+    learning: QLearning = QLearning(hidden=(64,), learning_rate=1e-3)
+    """Of the network."""
+
+    policy_name: ClassVar[Literal["ActionSetPolicy", "MlpPolicy"]] = "MlpPolicy"
+
+    def choice(self, world: Conversation) -> ScprChoice:
+        """To ask or to recommend."""
+        return ScprChoice(world)
+
+    def acting(self, choice: Simulator, q_net: nn.Module) -> Policy:
+        """The greedy policy."""
+        assert isinstance(choice, ScprChoice)
+        return FlatPolicy(choice, q_net)
+
+
+class UnicornMethod(Method):
+    """UNICORN: a graph of the dialogue, an encoder, and a dueling double DQN over questions and items."""
+
+    kind: Literal["unicorn"] = "unicorn"
+    """Kind of method."""
+    settings: unicorn.UnicornSettings = unicorn.UnicornSettings()
+    """Of the network and its training."""
+
+    learns: ClassVar[bool] = True
+
+    def make(self, bench: Workbench, seed: int) -> None:
+        """Train it."""
+        world = bench.opened.world
+        model = unicorn.new_unicorn(world, self.settings, stream(seed, self.name), device=bench.device)
+        if not (bench.checkpoint / STATE).exists():
+            unicorn.warm_start(model, Threshold(world, 100), seed)
+        train(
+            model,
+            unicorn.policy_of(model),
+            bench.opened.held_out(),
+            bench.directory,
+            steps=self.settings.steps,
+            looks=self.settings.looks,
+            checkpoint=bench.checkpoint,
+            progress=bench.progress,
+        )
+
+    def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
+        """See ``Method``."""
+        model = unicorn.new_unicorn(world, self.settings.model_copy(update={"memory": 1, "envs": 1}), 0)
+        load_weights(model.q_net, directory / WEIGHTS)
+        return unicorn.policy_of(model)
+
+
+class EarMethod(Method):
+    """EAR: a network over all questions, taught by maximum entropy, then by its own rewards (Lei et al. 2020)."""
+
+    kind: Literal["ear"] = "ear"
+    """Kind of method."""
+    settings: EarSettings = EarSettings()
+    """Of the network and its training."""
+
+    learns: ClassVar[bool] = True
+
+    def make(self, bench: Workbench, seed: int) -> None:
+        """Train it."""
+        train_ear(
+            bench.opened.world,
+            self.settings,
+            stream(seed, self.name),
+            checkpoint=bench.checkpoint / STATE,
+            progress=bench.progress,
+        ).save(bench.directory / EAR)
+
+    def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
+        """See ``Method``."""
+        return EarPolicy.load(directory / EAR, world)
+
+
+class CrmMethod(Method):
+    """CRM: the same training of a network on the belief about each attribute (Sun and Zhang 2018)."""
+
+    kind: Literal["crm"] = "crm"
+    """Kind of method."""
+    settings: CrmSettings = CrmSettings()
+    """Of the network and its training."""
+
+    learns: ClassVar[bool] = True
+
+    def make(self, bench: Workbench, seed: int) -> None:
+        """Train it."""
+        train_crm(
+            bench.opened.world,
+            self.settings,
+            stream(seed, self.name),
+            checkpoint=bench.checkpoint / STATE,
+            progress=bench.progress,
+        ).save(bench.directory / CRM)
+
+    def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
+        """See ``Method``."""
+        return CrmPolicy.load(directory / CRM, world)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from apps.crs.active_inference import ActiveInference, Preferences, calibrate_beta
 from apps.crs.evaluation import evaluate
+from apps.crs.hopfield import HopfieldPolicy, HopfieldScores, tune_beta
 from apps.crs.methods.method import Method, Workbench
 from apps.crs.policies import AbsGreedy, MaxEntropy, OracleAsk, Policy, RandomPolicy, Threshold
 from apps.crs.training import loss_of
@@ -139,3 +140,31 @@ class ActiveInferenceMethod(Method):
         """See ``Method``."""
         beta = float(files.read_json(directory / TUNED, ("beta",))["beta"])
         return ActiveInference(world, Belief(beta, self.error), Preferences(self.accept, self.reject))
+
+
+class HopfieldMethod(Method):
+    """The threshold rule with candidates weighed by a modern Hopfield network over the items."""
+
+    kind: Literal["hopfield"] = "hopfield"
+    """Kind of method."""
+    beta: float | Literal["tuned"] = "tuned"
+    """Inverse temperature; ``tuned`` takes the likeliest of the grid on the validation pairs."""
+    grid: Grid = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+    """What it is chosen from."""
+    retrievals: int = Field(default=1, ge=1, le=3)
+    """Updates of the state."""
+    n: int = Field(default=100, ge=0)
+    """Candidates from which on it recommends."""
+
+    def make(self, bench: Workbench, seed: int) -> None:
+        """Tune beta."""
+        beta = self.beta
+        if beta == "tuned":
+            pairs = bench.opened.world.catalogue.pairs("valid")
+            beta = tune_beta(bench.opened.world, pairs, self.grid, retrievals=self.retrievals)
+        files.write_json(bench.directory / TUNED, {"beta": beta})
+
+    def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
+        """See ``Method``."""
+        beta = float(files.read_json(directory / TUNED, ("beta",))["beta"])
+        return HopfieldPolicy(world, HopfieldScores(beta, self.retrievals), n=self.n)

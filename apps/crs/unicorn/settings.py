@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -99,6 +99,8 @@ class UnicornSettings(Config):
     """Gradient steps on demonstrations alone, before the training."""
     demonstration_share: float = Field(default=0.25, ge=0, lt=1)
     """Of each batch."""
+    imitation: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (1.0, 1.0)
+    """Factor of the loss that makes demonstrated actions the best, at first and at last; it falls linearly."""
     margin: float = Field(default=0.1, ge=0)
     """By which a demonstrated action is to be better than the others."""
 

@@ -156,6 +156,7 @@ def new_unicorn(
         exploration_fraction=settings.explore_share,
         official_exploration=official,
         demonstration_share=settings.demonstration_share,
+        imitation_weight=LinearSchedule(*settings.imitation, 1.0),
         margin=settings.margin,
         seed=seed,
         device=device,
