@@ -30,7 +30,6 @@ Example: the study of the configs.
 
 from apps.crs.active_inference import ActiveInference, BeliefRanking, Preferences, calibrate_beta
 from apps.crs.crm import CrmPolicy, CrmSettings, train_crm
-from apps.crs.demonstrations import demonstrations
 from apps.crs.ear import EarPolicy, EarSettings, train_ear
 from apps.crs.embedding import EmbeddingSettings, fit_embeddings
 from apps.crs.environments import CRSEnv, CRSVectorEnv
@@ -95,7 +94,6 @@ __all__ = [
     "Threshold",
     "UnicornSettings",
     "calibrate_beta",
-    "demonstrations",
     "evaluate",
     "fit_embeddings",
     "generate",

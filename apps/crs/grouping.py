@@ -281,7 +281,7 @@ class GroupedPolicy(Policy):
 
     def __init__(self, choice: GroupedChoice, q_net: nn.Module) -> None:
         super().__init__(choice.world)
-        self.choice, self.q_net = choice, q_net
+        self.choice, self.q_net = choice, q_net.eval()
 
     @torch.no_grad()
     def __call__(self, observation: Observation, state: Any = None) -> Tensor:

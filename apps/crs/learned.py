@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from apps.crs.policies import Policy
+from simulators.crs import selection
 from simulators.crs.choice import CandidateChoice, Options
 from simulators.crs.selection import Observation
 
@@ -47,14 +48,11 @@ class QPolicy(Policy):
         values, options = self.valued(observation)
         if self.choice.items:
             return self._ordered(values, options)
-        return self.choice.action_of(options, torch.full_like(values[:, 0], self.choice.slots, dtype=torch.int64))
+        return selection.recommend(self.choice.world, options.item)
 
     def _ordered(self, values: Tensor, options: Options) -> Tensor:
         """``(B, A)`` recommend the items in the order of their values, then those that cannot be chosen."""
-        own = values[:, self.choice.slots :]
-        rest = torch.full_like(options.item[:, own.shape[1] :], 0, dtype=own.dtype) - torch.inf
-        order = torch.cat([own, rest], 1).argsort(dim=1, descending=True, stable=True)
-        item = options.item.gather(1, order)
-        place = torch.full_like(item[:, 0], self.choice.slots)
-        swapped = Options(options.question, options.value, options.share, item, options.named)
-        return self.choice.action_of(swapped, place)
+        rest = options.item.shape[1] - self.choice.items
+        own = nn.functional.pad(values[:, self.choice.slots :], (0, rest), value=-torch.inf)
+        item = options.item.gather(1, own.argsort(dim=1, descending=True, stable=True))
+        return selection.recommend(self.choice.world, item)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, model_validator
 
@@ -20,6 +21,11 @@ from simulators.crs import Catalogue, Conversation, Embeddings, Rules
 from simulators.crs.catalogue import Ids, Split
 from simulators.crs.generated import PRESETS, generate
 from simulators.crs.readers import read
+
+NAME = r"^[A-Za-z0-9_.,%()+* =-]+$"
+"""What problems and methods may be called."""
+OPENINGS = 4
+"""Dialogues of a held-out pair; the opening decides much of how long a dialogue is."""
 
 
 class GeneratedSource(Config):
@@ -95,7 +101,7 @@ Source = Annotated[GeneratedSource | StoredSource, Field(discriminator="kind")]
 class Problem(Config):
     """A conversation and the dialogues to train, choose and test on."""
 
-    name: str = Field(default="default", pattern=r"^[A-Za-z0-9_.%,* =-]+$")
+    name: str = Field(default="default", pattern=NAME)
     """Name in the report."""
     catalogue: Source = GeneratedSource()
     """What is talked about."""
@@ -135,13 +141,14 @@ class Opened:
         self, problem: Problem, catalogue: Catalogue, embeddings: Embeddings, device: torch.device | str
     ) -> None:
         self.problem = problem
+        check_rules(problem.rules, catalogue)
         seed = stream(problem.seed, "held-out dialogues")
         trained, self._held = split_pairs(catalogue.pairs("valid"), problem.held_out, seed)
         self.world = Conversation(catalogue, embeddings, problem.rules, trained, device)
 
     def held_out(self) -> Cases:
-        """Dialogues that choose among weights; no learner trains on them."""
-        return self._cases(self._held, "held-out dialogues")
+        """Dialogues that choose among weights, each pair with several openings; no learner trains on them."""
+        return self._cases(np.repeat(self._held, OPENINGS, axis=0), "held-out dialogues")
 
     def all_valid(self) -> Cases:
         """All validation dialogues, for rules that are tuned and learn nothing else."""

@@ -39,8 +39,8 @@ class PolicyProduct(Product):
     def write(self, directory: Path, opened: Opened, context: Context) -> None:
         """The same for an opened problem."""
         self.method.make(Workbench(opened, directory, context.checkpoint, context.progress), self.seed)
-        record = {"method": self.method, "seed": self.seed, "catalogue": opened.world.catalogue.hash}
-        files.write_json(directory / RECORD, {**record, "method": self.method.model_dump(mode="json")})
+        method, catalogue = self.method.model_dump(mode="json"), opened.world.catalogue.hash
+        files.write_json(directory / RECORD, {"method": method, "seed": self.seed, "catalogue": catalogue})
 
     def open(self, world: Conversation, context: Context) -> Policy:
         """The policy in a world, which may have other rules than the one it was made for."""

@@ -23,7 +23,7 @@ from simulators.crs.conversation import Conversation
 from simulators.crs.rules import Rewards
 from simulators.crs.selection import Observation
 
-MOST_QUESTIONS = 2_000
+MOST_QUESTIONS = 20_000
 """Outputs of a network that still learns which of them is which."""
 
 

@@ -15,9 +15,10 @@ class RowAdam:
     """Adam (Kingma and Ba 2015; beta .9, .999, epsilon 1e-8) whose steps touch only the rows in use.
 
     A row that no batch reads keeps its value and both moments, as in ``torch.optim.SparseAdam``, so a step costs what
-    the batch costs, however long the table is. The gradient is dense over the touched rows alone: the same arithmetic
-    takes about half the time of ``SparseAdam`` (whose sparse gradient is sorted and summed first), and no more than
-    dense Adam on a table of 20,000 rows. It is summed in a fixed order on every device, so a run repeats bit for bit.
+    the batch costs and, of a long table, a scan of one byte a row. The gradient is dense over the touched rows alone:
+    the same arithmetic takes about half the time of ``SparseAdam`` (whose sparse gradient is sorted and summed first),
+    and no more than dense Adam on a table of 20,000 rows. It is summed in a fixed order on every device, so a run
+    repeats bit for bit.
 
     Args:
         table: ``(N, d)``, changed in place.

@@ -49,35 +49,33 @@ class QLearning(Config):
     """Transitions of a gradient step."""
     learning_rate: float = Field(default=5e-4, gt=0)
     """Of Adam, at first."""
-    final_learning_rate: float | None = Field(default=None, gt=0)
-    """At last; it falls linearly. Constant if not given."""
+    final_learning_rate: float = Field(default=1e-5, gt=0)
+    """At last; it falls linearly."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Times the weights is added to the gradient."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of the features that is left out of a gradient step; of networks on action sets."""
-    memory: int = Field(default=30_000, ge=1)
+    memory: int = Field(default=40_000, ge=1)
     """Transitions that are remembered."""
     learning_starts: int = Field(default=512, ge=0)
     """Turns before the first gradient step."""
     gamma: float = Field(default=0.999, gt=0, le=1)
     """Discount of a turn."""
-    n_steps: int = Field(default=1, ge=1)
+    n_steps: int = Field(default=3, ge=1)
     """Turns of a return before it is bootstrapped."""
     tau: float = Field(default=0.01, gt=0, le=1)
     """Share by which the target network follows in each gradient step."""
     explore: tuple[float, float] = (0.9, 0.1)
     """Probability of a random allowed action, at first and at last."""
-    explore_share: float = Field(default=0.5, gt=0, le=1)
+    explore_share: float = Field(default=0.4, gt=0, le=1)
     """Share of the training in which it falls."""
     hidden: tuple[int, ...] = (100,)
     """Widths of the hidden layers."""
 
     def options(self) -> dict[str, Any]:
         """Arguments of ``core.rl.DQN``."""
-        rate = self.learning_rate
-        last = rate if self.final_learning_rate is None else self.final_learning_rate
         return {
-            "learning_rate": LinearSchedule(rate, last, 1.0),
+            "learning_rate": LinearSchedule(self.learning_rate, self.final_learning_rate, 1.0),
             "buffer_size": self.memory,
             "learning_starts": self.learning_starts,
             "batch_size": self.batch,
@@ -95,9 +93,17 @@ class QLearning(Config):
 
 
 def new_dqn(
-    choice: Simulator, settings: QLearning, seed: int, *, policy: Literal["ActionSetPolicy", "MlpPolicy"], device: str
+    choice: Simulator,
+    settings: QLearning,
+    seed: int | None,
+    *,
+    policy: Literal["ActionSetPolicy", "MlpPolicy"],
+    device: str,
 ) -> DemonstrationDQN:
-    """A learner on dialogues of ``choice``, plain unless somebody demonstrates something."""
+    """A learner on dialogues of ``choice``, plain unless somebody demonstrates something.
+
+    A seed restarts the generators of the process; None leaves them alone, for a network whose weights will be read.
+    """
     env = SB3VecEnv(choice, settings.envs, scaled=False, device=device)
     kwargs: dict[str, Any] = {"net_arch": list(settings.hidden)}
     kwargs["optimizer_kwargs"] = {"weight_decay": settings.weight_decay}
@@ -189,6 +195,8 @@ class BestOnHeldOut(BaseCallback):
 
     def look(self) -> None:
         """Judge the policy now."""
+        # Behind the last gradient steps its network is still in training, with dropout.
+        self.model.policy.set_training_mode(False)
         played = evaluate(self.policy.world, self.policy, self.cases, batch=self.batch)
         found = {name: float(values.mean()) for name, values in measures(played).items()}
         success = float((played["rank"].values > 0).mean())

@@ -1,6 +1,7 @@
 """Reinforcement learning on device tensors with the interface of Stable-Baselines3."""
 
 from core.rl.algorithm import TrainingDiverged
+from core.rl.demonstrations import DemonstrationDQN, Demonstrations
 from core.rl.dqn import DQN
 from core.rl.dual_clip import DualClipPPO
 from core.rl.kl_penalty import KLPenaltyPPO
@@ -14,6 +15,8 @@ __all__ = [
     "DQN",
     "PPO",
     "VRACER",
+    "DemonstrationDQN",
+    "Demonstrations",
     "DualClipPPO",
     "KLPenaltyPPO",
     "LearnedPolicy",

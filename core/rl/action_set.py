@@ -7,11 +7,11 @@ from typing import Any
 
 import stable_baselines3.dqn.policies as sb3
 from gymnasium import spaces
-from stable_baselines3.common.torch_layers import CombinedExtractor, create_mlp
+from stable_baselines3.common.torch_layers import create_mlp
 from torch import Tensor, nn
 
 from core.errors import InputError
-from core.rl.q_network import DQNPolicy
+from core.rl.q_network import MultiInputDQNPolicy
 
 KEYS = ("state", "candidates", "mask")
 
@@ -67,26 +67,23 @@ class ActionSetQNetwork(sb3.QNetwork):
         return q_values
 
 
-class ActionSetPolicy(DQNPolicy):
+class ActionSetPolicy(MultiInputDQNPolicy):
     """A policy of ``DQN`` for actions that are members of a set, each with features of its own.
 
     The observation is a Dict of ``state`` ``(S,)``, ``candidates`` ``(K, A)`` and ``mask`` ``(K,)``; action k is the
-    k-th candidate. ``net_arch`` are the widths of the hidden layers of both heads, ``dropout`` the share of the features
-    that is left out while learning.
+    k-th candidate. ``net_arch`` are the widths of the hidden layers of both heads, ``dropout`` the share of the
+    features that is left out while learning.
 
     Raises:
         InputError: another observation space, or no hidden layer.
     """
 
-    def __init__(
-        self, observation_space: spaces.Space[Any], *args: Any, dropout: float = 0.0, **kwargs: Any
-    ) -> None:
+    def __init__(self, observation_space: spaces.Space[Any], *args: Any, dropout: float = 0.0, **kwargs: Any) -> None:
         if not isinstance(observation_space, spaces.Dict) or set(observation_space.spaces) != set(KEYS):
             raise InputError(f"observation_space: {observation_space}; allowed: a Dict of {', '.join(KEYS)}")
         kwargs.setdefault("net_arch", [100])
         if not kwargs["net_arch"]:
             raise InputError("policy_kwargs.net_arch: empty; allowed: at least one hidden layer")
-        kwargs.setdefault("features_extractor_class", CombinedExtractor)
         self.dropout = dropout  # before SB3's constructor, which builds the networks
         super().__init__(observation_space, *args, **kwargs)
 
@@ -96,7 +93,4 @@ class ActionSetPolicy(DQNPolicy):
         return ActionSetQNetwork(dropout=self.dropout, **net_args).to(self.device)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        data = super()._get_constructor_parameters()
-        for name in self.network_options:
-            data.pop(name, None)
-        return data | {"dropout": self.dropout}
+        return super()._get_constructor_parameters() | {"dropout": self.dropout}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from core.errors import InputError
-from core.rl.dqn import DQN
+from core.rl.dqn import CHECK_EVERY, DQN
 from core.rl.replay import ReplayBatch
 from core.simulation import tree
 from core.simulation.spaces import torch_dtype
@@ -197,7 +196,7 @@ class DemonstrationDQN(DQN):
             self._unchecked += 1
             if self.target_update_interval and update % interval == 0:
                 self._move_target()
-            if self._unchecked >= 100 or update == updates:
+            if self._unchecked >= CHECK_EVERY or update == updates:
                 self._check()
 
     def _fit_clone(self, updates: int) -> None:
@@ -282,9 +281,10 @@ class DemonstrationDQN(DQN):
         weights = {name.removeprefix(_CLONE): x for name, x in tensors.items() if name.startswith(_CLONE)}
         self._clone = None
         if weights:
-            self._clone = copy.deepcopy(self.q_net)
-            self._clone.load_state_dict(weights)
-            self._clone.train(False)
+            policy: Any = self.policy
+            self._clone = clone = policy.make_q_net()
+            clone.load_state_dict(weights)
+            clone.set_training_mode(False)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "demonstrations", "_clone", "_imitation"]
@@ -366,7 +366,7 @@ def _observed(value: Any, space: spaces.Space[Any], n: int, name: str) -> Any:
 
 
 def _nested(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """A tree of dicts from dotted names."""
+    """What the names before the first dot hold: a tensor, or a dict of those whose names begin so."""
     found: dict[str, Any] = {}
     for name, value in tensors.items():
         first, _, rest = name.partition(".")

@@ -29,7 +29,7 @@ from core.rl.rollout import EndedEpisodes, shown
 from core.simulation import tree
 from core.simulation.sb3_vec_env import SB3VecEnv
 
-_CHECK_EVERY = 100
+CHECK_EVERY = 100
 """Updates between two looks at the numbers."""
 
 
@@ -382,7 +382,7 @@ class DQN(DeviceAlgorithm, stable_baselines3.DQN):
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self._unchecked += gradient_steps
-        if self._unchecked >= _CHECK_EVERY:
+        if self._unchecked >= CHECK_EVERY:
             self._check()
 
     def _update(self, batch: ReplayBatch) -> Tensor:

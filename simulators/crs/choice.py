@@ -77,7 +77,7 @@ class EntropyRanking:
         share = selection.shares(world, observation, weighted=self.selection != "entropy")
         generator = None
         if self.selection == "random":
-            # The same in the same dialogue, whatever stands beside it in the batch is another matter.
+            # The same in each look at the same batch; in another batch a dialogue has another draw.
             generator = torch.Generator(share.device).manual_seed(self.seed + int(observation["turn"].sum()))
         value = selection.attribute_values(
             world, observation, share, self.selection, one_sided=self.one_sided, generator=generator

@@ -6,6 +6,7 @@ largest score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -41,7 +42,7 @@ def shares(world: Conversation, observation: Observation, *, weighted: bool = Tr
 def binary_entropy(share: Tensor) -> Tensor:
     """-x log2 x - (1 - x) log2(1 - x), 0 at the ends."""
     share = share.clamp(0, 1)
-    return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / torch.log(share.new_tensor(2.0))
+    return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / math.log(2)
 
 
 def attribute_values(
@@ -77,7 +78,7 @@ def attribute_values(
         value = torch.rand(len(row), generator=generator, device=share.device)
     else:
         x = share.flatten().index_select(0, place)
-        value = -torch.xlogy(x, x) / torch.log(x.new_tensor(2.0)) if one_sided else binary_entropy(x)
+        value = -torch.xlogy(x, x) / math.log(2) if one_sided else binary_entropy(x)
     values = torch.full_like(share, -torch.inf)
     values.view(-1).index_copy_(0, place, value)
     return values

@@ -10,7 +10,6 @@ from apps.crs.evaluation import Cases, evaluate
 from apps.crs.hopfield import HopfieldPolicy, HopfieldRanking, HopfieldScores, tune_beta
 from apps.crs.policies import AbsGreedy, MaxEntropy, Threshold
 from core.errors import InputError
-from core.nn.hopfield import hopfield_update, hopfield_weights
 from simulators.crs import Conversation, Embeddings, Rules
 from simulators.crs.choice import EntropyRanking
 from simulators.crs.generated import Generated, generate
@@ -146,21 +145,6 @@ def test_a_policy_asks_and_recommends_by_the_memory():
     confidence = played["confidence"].values
     assert (np.isfinite(confidence) == (played["action"].values == 1)).all()
     assert np.nanmax(confidence) <= 1 + 1e-6
-
-
-def test_patterns_that_may_not_be_seen_might_as_well_not_be_stored():
-    generator = torch.Generator().manual_seed(4)
-    patterns, state = torch.randn(9, 4, generator=generator), torch.randn(5, 4, generator=generator)
-    allowed = torch.arange(9).expand(5, 9) % 3 > 0
-    fewer = patterns[allowed[0]]
-    for similarity in ("dot", "euclidean"):
-        weights = hopfield_weights(patterns, state, 2.0, similarity, allowed=allowed)
-        torch.testing.assert_close(weights[:, allowed[0]], hopfield_weights(fewer, state, 2.0, similarity))
-        assert (weights[~allowed] == 0).all()
-        logs = hopfield_weights(patterns, state, 2.0, similarity, allowed=allowed, log=True)
-        torch.testing.assert_close(logs.exp(), weights)
-        updated = hopfield_update(patterns, state, 2.0, similarity, steps=3, allowed=allowed)
-        torch.testing.assert_close(updated, hopfield_update(fewer, state, 2.0, similarity, steps=3))
 
 
 def test_refusals():

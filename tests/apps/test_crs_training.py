@@ -10,9 +10,20 @@ import torch
 from apps.crs.evaluation import Cases, evaluate
 from apps.crs.flat_choice import FlatPolicy
 from apps.crs.learned import QPolicy
+from apps.crs.methods.learned import DQNMethod, GroupedMethod, ScprMethod
 from apps.crs.metrics import measures
 from apps.crs.scpr import ScprChoice
-from apps.crs.training import LOOKS, WEIGHTS, QLearning, load_weights, loss_of, new_dqn, split_pairs, train
+from apps.crs.training import (
+    LOOKS,
+    WEIGHTS,
+    QLearning,
+    load_weights,
+    loss_of,
+    new_dqn,
+    save_weights,
+    split_pairs,
+    train,
+)
 from core.errors import InputError
 from core.rl import resume
 from simulators.crs.choice import CandidateChoice
@@ -70,6 +81,43 @@ def test_the_kept_weights_are_those_of_the_best_look(tmp_path):
     played = evaluate(policy.world, policy, cases)
     assert loss_of(played) == record["best"]["loss"]
     assert float(measures(played)["AT"].mean()) == record["best"]["turns"]
+
+
+@pytest.mark.parametrize("kind", ["flat", "set"])
+def test_every_look_is_without_dropout(tmp_path, monkeypatch, kind):
+    """Also the last one, which follows gradient steps."""
+    model, policy = learner(kind)
+    seen = []
+
+    def spied(known, state=None):
+        seen.append(model.q_net.training)
+        return type(policy).__call__(policy, known, state)
+
+    class Spied:
+        world, relaxes, reset = policy.world, policy.relaxes, policy.reset
+        recommend, posterior, __call__ = policy.recommend, policy.posterior, staticmethod(spied)
+
+    cases = Cases.of(policy.world, CATALOGUE.pairs("valid"), 5, 20)
+    train(model, Spied(), cases, tmp_path, steps=320, looks=2, checkpoint=tmp_path / "checkpoint")
+    assert len(json.loads((tmp_path / LOOKS).read_text())["looks"]) == 2
+    assert seen
+    assert not any(seen)
+
+
+@pytest.mark.parametrize("method", [DQNMethod, GroupedMethod, ScprMethod])
+def test_a_policy_that_is_opened_is_without_dropout_and_restarts_no_generator(tmp_path, method):
+    method = method(name="any", learning=QUICK.model_copy(update={"dropout": 0.5}))
+    world = conversation(CATALOGUE)
+    made = new_dqn(method.choice(world), method.learning, 3, policy=method.policy_name, device="cpu")
+    save_weights(made.q_net, tmp_path / WEIGHTS)
+    torch.manual_seed(987)
+    policy = method.open(world, tmp_path, 0)
+    assert torch.initial_seed() == 987
+    cases = Cases.of(world, CATALOGUE.pairs("test"), 1, 20)
+    original = method.acting(method.choice(world), made.q_net)
+    assert evaluate(world, policy, cases).equals(evaluate(world, original, cases))
+    network = policy.network if method.kind == "scpr" else policy.q_net
+    assert not network.training
 
 
 def test_a_failure_counts_twice_the_longest_dialogue():

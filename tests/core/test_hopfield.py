@@ -113,6 +113,27 @@ def test_euclidean_weights_are_the_softmax_of_negative_squared_distances():
     assert hopfield_update(row, row, 100.0).flatten().tolist() == pytest.approx([10.0, 10.0])
 
 
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+def test_patterns_that_may_not_be_seen_might_as_well_not_be_stored(similarity):
+    patterns, state = normal(9, 4, seed=4), normal(5, 4, seed=5)
+    allowed = torch.arange(9).expand(5, 9) % 3 > 0
+    fewer = patterns[allowed[0]]
+    weights = hopfield_weights(patterns, state, 2.0, similarity, allowed=allowed)
+    torch.testing.assert_close(weights[:, allowed[0]], hopfield_weights(fewer, state, 2.0, similarity))
+    assert (weights[~allowed] == 0).all()
+    updated = hopfield_update(patterns, state, 2.0, similarity, steps=3, allowed=allowed)
+    torch.testing.assert_close(updated, hopfield_update(fewer, state, 2.0, similarity, steps=3))
+
+
+def test_logarithms_of_the_weights_do_not_underflow():
+    patterns, state = normal(9, 4, seed=4), normal(5, 4, seed=5)
+    logs = hopfield_weights(patterns, state, 2.0, log=True)
+    torch.testing.assert_close(logs.exp(), hopfield_weights(patterns, state, 2.0))
+    cold = hopfield_weights(patterns, state, 2000.0, log=True)
+    assert (hopfield_weights(patterns, state, 2000.0) == 0).any()
+    assert cold.isfinite().all()
+
+
 def test_a_state_at_rest_is_left_alone_while_others_move():
     patterns = normal(40, 8)
     state = torch.cat([patterns[:1] * 3, normal(5, 8, seed=1)])

@@ -122,6 +122,8 @@ def test_memories_that_cannot_be_are_refused(monkeypatch):
         Priorities(8, alpha=1.5, beta=1)
     with pytest.raises(InputError, match="priority_eps: 0"):
         Priorities(8, alpha=1, beta=1, eps=0)
+    with pytest.raises(InputError, match="priority_initial: 0"):
+        Priorities(8, alpha=1, beta=1, initial=0)
     buffer = filled(TensorReplayBuffer(60, BOX, CHOICES, n_envs=3, device="cpu"), 5)
     with pytest.raises(InputError, match="replay memory: absent"):
         buffer.load_state_tensors({})
@@ -199,6 +201,15 @@ def test_new_transitions_have_the_largest_priority_so_far():
     priorities.update(torch.tensor([0]), torch.tensor([0.5]))
     priorities.insert(torch.tensor([2]))
     np.testing.assert_allclose(priorities.tree.values[:3], [0.5, 1, 7], atol=1e-5)
+
+
+def test_the_first_transitions_have_the_priority_that_was_asked_for():
+    buffer = filled(PrioritizedReplayBuffer(12, BOX, CHOICES, n_envs=3, device="cpu", alpha=1.0, initial=0.1), 2)
+    priorities = buffer.priorities
+    assert priorities.tree.values[:6].tolist() == [0.1] * 6
+    priorities.update(torch.tensor([0]), torch.tensor([0.5]))
+    filled(buffer, 1)
+    np.testing.assert_allclose(priorities.tree.values[[0, 5, 6, 8]], [0.5, 0.1, 0.5, 0.5], atol=1e-5)
 
 
 def test_an_error_that_is_not_finite_spoils_no_draw():

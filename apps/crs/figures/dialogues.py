@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from apps.crs.evaluation import LISTED, OVER
 from apps.crs.evidence import Evidence, Numbers
@@ -48,6 +49,8 @@ def candidates_left(evidence: Evidence) -> Figure:
         median = np.nanmedian(left[:, there], axis=0)
         axes.plot(turns, median, dash, color=colour, label=method, marker="o", markersize=3)
     axes.set_yscale("log")
+    for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatted(ScalarFormatter())
     axes.set(xlabel="turn", ylabel="candidates left (items)")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

@@ -75,7 +75,7 @@ class Learner(Method):
         """See ``Method``."""
         choice = self.choice(world)
         small = self.learning.model_copy(update={"envs": 1, "memory": 1})
-        net = new_dqn(choice, small, 0, policy=self.policy_name, device=str(world.device)).q_net
+        net = new_dqn(choice, small, None, policy=self.policy_name, device=str(world.device)).q_net
         load_weights(net, directory / WEIGHTS)
         return self.acting(choice, net)
 
@@ -108,8 +108,8 @@ class DQNMethod(Learner):
     """K_p."""
     selection: Selection = "weighted_entropy"
     """How questions are valued; items are ranked by their score."""
-    embedding_scale: float = Field(default=1.0, ge=0, le=1)
-    """Times the embeddings among the features; 0 leaves counts, entropies, shares and turns."""
+    embedding_scale: float = Field(default=0.0, ge=0, le=1)
+    """Times the embeddings among the features; 0 leaves counts, entropies, shares and turns, which carry over best."""
     belief: BeliefSettings | None = None
     """A Bayesian's posterior among the features; none if not given."""
     ranked_by_belief: bool = False
@@ -170,7 +170,7 @@ class ScprMethod(Learner):
 
     kind: Literal["scpr"] = "scpr"
     """Kind of method."""
-    learning: QLearning = QLearning(hidden=(64,), learning_rate=1e-3)
+    learning: QLearning = QLearning(hidden=(64,))
     """Of the network."""
 
     policy_name: ClassVar[Literal["ActionSetPolicy", "MlpPolicy"]] = "MlpPolicy"
@@ -214,7 +214,8 @@ class UnicornMethod(Method):
 
     def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
         """See ``Method``."""
-        model = unicorn.new_unicorn(world, self.settings.model_copy(update={"memory": 1, "envs": 1}), 0)
+        small = self.settings.model_copy(update={"memory": 1, "envs": 1})
+        model = unicorn.new_unicorn(world, small, 0, device=world.device)
         load_weights(model.q_net, directory / WEIGHTS)
         return unicorn.policy_of(model)
 

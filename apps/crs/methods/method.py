@@ -11,7 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from apps.crs.policies import Policy
-from apps.crs.problem import Opened
+from apps.crs.problem import NAME, Opened
 from core.study import Config
 from simulators.crs import Conversation
 
@@ -41,7 +41,7 @@ class Workbench:
 class Method(Config):
     """A policy, and how it comes about."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.,()+ *-]+$")
+    name: str = Field(pattern=NAME)
     """Name in the report."""
     seeds: int | None = Field(default=None, ge=1)
     """On how many of the study's seeds it is made; on all if not given."""

@@ -42,7 +42,8 @@ class UnicornNetwork(nn.Module):
     """Q(s, a) of the actions of A_t.
 
     The accepted attributes' outputs of the graph convolution go, in their order, through a Transformer layer; their
-    mean f'(s) becomes the state f(s) = ReLU(W f'(s) + b). An action is the embedding of its attribute or item, that of
+    mean f'(s) becomes the state f(s) = ReLU(W f'(s) + b). As positions have no codes, their order does not reach it. An
+    action is the embedding of its attribute or item, that of
     a type the mean over its attributes.
 
     Args:
