@@ -29,8 +29,8 @@ Example: the study of the configs.
 """
 
 from apps.crs.active_inference import ActiveInference, BeliefRanking, Preferences, calibrate_beta
-from apps.crs.crm import CrmPolicy, CrmSettings, train_crm
-from apps.crs.ear import EarPolicy, EarSettings, train_ear
+from apps.crs.crm import CrmPolicy, CrmSettings
+from apps.crs.ear import EarPolicy, EarSettings
 from apps.crs.embedding import EmbeddingSettings, fit_embeddings
 from apps.crs.environments import CRSEnv, CRSVectorEnv
 from apps.crs.evaluation import Cases, evaluate
@@ -106,7 +106,5 @@ __all__ = [
     "success_by",
     "success_curve",
     "train",
-    "train_crm",
-    "train_ear",
     "tune_beta",
 ]

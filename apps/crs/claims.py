@@ -161,8 +161,7 @@ _DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence, Roles], _Verdict]]] = {
         _as_often,
     ),
     "unicorn_reaches_max_entropy": (
-        f"UNICORN, trained for a few CPU minutes, reaches maximum entropy in turns (margin {TURNS_MARGIN:g}) and "
-        f"success (margin {SUCCESS_MARGIN:g})",
+        f"UNICORN reaches maximum entropy in turns (margin {TURNS_MARGIN:g}) and success (margin {SUCCESS_MARGIN:g})",
         _unicorn,
     ),
     "active_inference_closed_form_equals_pymdp": (

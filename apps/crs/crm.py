@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from apps.crs.policy_gradient import Progress
 from apps.crs.question_policy import EveryQuestion, QuestionPolicy, QuestionSettings
 from simulators.crs.conversation import Conversation
 from simulators.crs.selection import Observation
@@ -48,22 +46,8 @@ class CrmPolicy(QuestionPolicy):
     """A trained CRM."""
 
     kind: ClassVar[str] = "crm"
-    settings_type = CrmSettings
 
     @staticmethod
     def choice_of(world: Conversation) -> CrmChoice:
         """What is seen and can be chosen."""
         return CrmChoice(world)
-
-
-def train_crm(
-    world: Conversation,
-    settings: CrmSettings,
-    seed: int,
-    *,
-    device: torch.device | str | None = None,
-    checkpoint: Path | None = None,
-    progress: Progress | None = None,
-) -> CrmPolicy:
-    """Imitate decisions of ``MaxEntropy``, then follow the policy gradient; arguments and errors as ``train_ear``."""
-    return CrmPolicy.train(world, settings, seed, device=device, checkpoint=checkpoint, progress=progress)

@@ -6,14 +6,12 @@ reflection, which would refit the embeddings in the dialogue.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from apps.crs.flat_choice import EDGES, history, length_bins
-from apps.crs.policy_gradient import Progress
 from apps.crs.question_policy import EveryQuestion, QuestionPolicy, QuestionSettings
 from simulators.crs import selection
 from simulators.crs.conversation import Conversation
@@ -55,35 +53,8 @@ class EarPolicy(QuestionPolicy):
     """A trained EAR."""
 
     kind: ClassVar[str] = "ear"
-    settings_type = EarSettings
 
     @staticmethod
     def choice_of(world: Conversation) -> EarChoice:
         """What is seen and can be chosen."""
         return EarChoice(world)
-
-
-def train_ear(
-    world: Conversation,
-    settings: EarSettings,
-    seed: int,
-    *,
-    device: torch.device | str | None = None,
-    checkpoint: Path | None = None,
-    progress: Progress | None = None,
-) -> EarPolicy:
-    """Imitate decisions of ``MaxEntropy``, then follow the policy gradient of EAR's own rewards.
-
-    Args:
-        world: the conversation, whose pairs are those to train on; its rewards are not used.
-        settings: of the training.
-        seed: two trainings with the same seed, on the same kind of device, are equal.
-        device: of the network in training; the world's by default.
-        checkpoint: a file from which an interrupted training goes on, bit for bit, and which it keeps up to date.
-        progress: told the share done and a message.
-
-    Raises:
-        InputError: too many questions, or a checkpoint that is damaged or that of another training.
-        TrainingDiverged: a loss, gradient or weight is not finite.
-    """
-    return EarPolicy.train(world, settings, seed, device=device, checkpoint=checkpoint, progress=progress)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from apps.crs.active_inference import opened
+from apps.crs.active_inference import likeliest
 from apps.crs.policies import Threshold
 from core.errors import InputError
 from core.nn.hopfield import hopfield_update, hopfield_weights
@@ -134,8 +134,4 @@ def tune_beta(
     if not len(grid):
         raise InputError("grid: empty; needs at least one beta")
     memories = [HopfieldScores(beta, retrievals) for beta in sorted(grid)]
-    total = torch.zeros(len(memories), dtype=torch.float64)
-    for observation, target in opened(world, pairs, seed):
-        for i, memory in enumerate(memories):
-            total[i] += memory.log_weights(world, observation).gather(1, target).sum().item()
-    return memories[int(total.argmax())].beta
+    return memories[likeliest(world, pairs, [memory.log_weights for memory in memories], seed)].beta

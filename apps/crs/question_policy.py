@@ -6,17 +6,14 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
 
-import safetensors.torch
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor, nn
 
 from apps.crs.flat_choice import FlatChoice, FlatPolicy, View, Viewed
 from apps.crs.policies import MaxEntropy
 from apps.crs.policy_gradient import Choose, PolicyGradient, PolicyGradientSettings, Progress
-from core import files
 from core.errors import InputError
-from core.rl.checkpoint import read_tensors
 from core.seeds import stream
 from simulators.crs import selection
 from simulators.crs.conversation import Conversation
@@ -103,7 +100,6 @@ class QuestionPolicy(FlatPolicy):
     """
 
     kind: ClassVar[str]
-    settings_type: ClassVar[type[QuestionSettings]]
 
     def __init__(
         self,
@@ -133,7 +129,20 @@ class QuestionPolicy(FlatPolicy):
         checkpoint: Path | None = None,
         progress: Progress | None = None,
     ) -> Self:
-        """Imitate ``MaxEntropy``, then go on by REINFORCE; see ``train_ear``."""
+        """Imitate decisions of ``MaxEntropy``, then follow the policy gradient of the settings' rewards.
+
+        Args:
+            world: the conversation, whose pairs are those to train on; its rewards are not used.
+            settings: of the training.
+            seed: two trainings with the same seed are equal on the CPU.
+            device: of the network in training; the world's by default.
+            checkpoint: a file from which an interrupted training goes on, and which it keeps up to date.
+            progress: told the share done and a message.
+
+        Raises:
+            InputError: too many questions, or a checkpoint that is damaged or that of another training.
+            TrainingDiverged: a loss, gradient or weight is not finite.
+        """
         choice = cls.choice_of(world.with_rules(rewards=settings.rewards))
         network = new_network(choice, settings, seed).to(world.device if device is None else device)
         training = PolicyGradient(
@@ -146,45 +155,12 @@ class QuestionPolicy(FlatPolicy):
             world_device=world.device,
         )
         training.train(run=f"{cls.kind} {world.catalogue.hash}", checkpoint=checkpoint, progress=progress)
-        return cls(world, network, settings)
-
-    def save(self, path: Path) -> None:
-        """Write ``<path>.safetensors`` and ``<path>.json``, each atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {name: x.detach().cpu().clone().contiguous() for name, x in self.network.state_dict().items()}
-        catalogue = self.world.catalogue.hash
-        record = {"policy": self.kind, "catalogue": catalogue, "settings": self.settings.model_dump(mode="json")}
-        files.write(path.with_name(f"{path.name}.safetensors"), safetensors.torch.save(tensors))
-        files.write_json(path.with_name(f"{path.name}.json"), record)
+        return cls(world, network, settings, seed=seed)
 
     @classmethod
-    def load(cls, path: Path, world: Conversation) -> Self:
-        """What ``save`` wrote.
-
-        Raises:
-            InputError: a file is absent or damaged, or is that of another policy, catalogue or kind of dialogue.
-        """
-        path = Path(path)
-        name, weights = path.with_name(f"{path.name}.json"), path.with_name(f"{path.name}.safetensors")
-        record = files.read_json(name, ("policy", "catalogue", "settings"))
-        for key, allowed in (("policy", cls.kind), ("catalogue", world.catalogue.hash)):
-            if record[key] != allowed:
-                raise InputError(f"{name}: {key} {record[key]!r}; must be {allowed!r}")
-        try:
-            settings = cls.settings_type.model_validate(record["settings"])
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise InputError(f"{name}: settings.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-        tensors, _ = read_tensors(weights)
-        network = new_network(cls.choice_of(world), settings, 0)
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise InputError(f"{weights}: {' '.join(str(error).split())}") from error
-        if not all(bool(torch.isfinite(x).all()) for x in tensors.values()):
-            raise InputError(f"{weights}: holds a number that is not finite")
-        return cls(world, network, settings)
+    def untrained(cls, world: Conversation, settings: QuestionSettings, *, seed: int = 0) -> Self:
+        """A policy with weights of no meaning, for those of a file."""
+        return cls(world, new_network(cls.choice_of(world), settings, seed), settings, seed=seed)
 
 
 def new_network(choice: EveryQuestion, settings: QuestionSettings, seed: int) -> nn.Sequential:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from pydantic import Field
 
 from apps.crs.evaluation import evaluate
@@ -76,5 +77,14 @@ class Agreement(Run):
             found = compare_with_closed_form(opened.world, opened.cases(), turns=self.turns)
         except MissingExtra as missing:
             return xr.Dataset({"gap": ("number", np.empty(0))}, attrs={"reason": str(missing)})
-        gap = found["difference"].values.astype(np.float64).ravel()
-        return xr.Dataset({"gap": ("number", gap[np.isfinite(gap)], {"units": "nats"})})
+        return xr.Dataset({"gap": ("number", gaps(found), {"units": "nats"})})
+
+
+def gaps(compared: xr.Dataset) -> NDArray[np.float64]:
+    """``(n,)`` the differences of ``compare_with_closed_form`` where there is something to compare.
+
+    Infinite where one side alone has no number: what is compared follows from the dialogues, not from the results.
+    """
+    sides = [np.isfinite(compared[name].values.astype(np.float64)) for name in ("closed_form", "pymdp")]
+    found: NDArray[np.float64] = compared["difference"].values.astype(np.float64)
+    return np.where(sides[0] & sides[1], found, np.inf)[sides[0] | sides[1]]

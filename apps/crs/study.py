@@ -41,7 +41,7 @@ class CRSStudy(Study):
     first_seed: int = Field(default=0, ge=0, lt=2**31)
     """The first seed, where ``seeds`` is a number."""
     trained_on_first: bool = False
-    """Policies are made for the first problem and only tested on the others."""
+    """Policies are trained on the first problem and only tested on the others; rules are tuned on each."""
     agreement: Agreement | None = None
     """Whether to compare active inference with pymdp; null for not."""
     roles: Roles = Roles()
@@ -74,7 +74,7 @@ class CRSStudy(Study):
 
     def play(self, problem: Problem, method: AnyMethod, seed: int) -> Play:
         """The run of a method on a problem."""
-        made_for = self.problems[0] if self.trained_on_first else problem
+        made_for = self.problems[0] if self.trained_on_first and method.learns else problem
         return Play(policy=PolicyProduct(problem=made_for, method=method, seed=seed), problem=problem)
 
     def runs(self) -> list[Run]:

@@ -15,9 +15,11 @@ MEASURES = (
     "All methods meet the same users, targets, openings and luck. Intervals are 95 % bootstrap intervals that draw "
     "trainings, then dialogues that all trainings have in common; one training has the spread over dialogues alone. "
     "With few seeds the spread between trainings is understated.",
-    "Rules are tuned, weights are chosen and priors calibrated on validation pairs; the test pairs are used once.",
-    "The simulated user answers exactly and independently of taste, as published; that suits a Bayesian who assumes "
-    "just this. Figures say nothing about real users.",
+    "The threshold is tuned, weights are chosen and a calibrated prior is fitted on validation pairs; the figures are "
+    "those of test pairs, for one catalogue and one fit of its embeddings in each problem, and say nothing of others.",
+    "Unless a problem says otherwise the simulated user answers exactly and independently of taste, as published; that "
+    "suits a Bayesian who assumes just this. Where answers contradict each other, policies that rank by a belief go "
+    "on; for the others the dialogue is over, unless on_empty is relax. Figures say nothing about real users.",
 )
 UNITS = {"AT": "turns"}
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
+import torch
 import xarray as xr
 from pydantic import Field
 from stable_baselines3.common.callbacks import BaseCallback
@@ -258,10 +259,13 @@ def load_weights(net: nn.Module, path: Path) -> None:
     """Give a network the parameters in a file.
 
     Raises:
-        InputError: the file is absent or damaged, or of another network.
+        InputError: the file is absent or damaged, of another network, or holds a number that is not finite.
     """
     tensors: dict[str, Tensor]
     tensors, _ = read_tensors(path)
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(f"{path}: {name}: holds a number that is not finite")
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:

@@ -75,12 +75,8 @@ class EntropyRanking:
     def __call__(self, world: Conversation, observation: Observation) -> tuple[Tensor, Tensor, Tensor]:
         """See ``Ranking``."""
         share = selection.shares(world, observation, weighted=self.selection != "entropy")
-        generator = None
-        if self.selection == "random":
-            # The same in each look at the same batch; in another batch a dialogue has another draw.
-            generator = torch.Generator(share.device).manual_seed(self.seed + int(observation["turn"].sum()))
         value = selection.attribute_values(
-            world, observation, share, self.selection, one_sided=self.one_sided, generator=generator
+            world, observation, share, self.selection, one_sided=self.one_sided, seed=self.seed
         )
         return value, share, observation["score"].masked_fill(~observation["candidate"].bool(), -torch.inf)
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.errors import InputError
 from simulators.crs.belief import Belief
 from simulators.crs.choice import CandidateChoice, Options
 from simulators.crs.conversation import Conversation
@@ -33,21 +32,17 @@ class CompactFeatures:
 
     Attributes:
         belief: of the posterior q; None leaves it out.
-        embedding_scale: times all embeddings. They tell the pairs of training apart, which a network learns by heart;
-            the smaller they are, the more it has to learn from the other numbers; 0 leaves those alone.
+        embeddings: whether embeddings are there, else d counts as 0. They tell the pairs of training apart, which a
+            network learns by heart.
     """
 
     belief: Belief | None = None
-    embedding_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.embedding_scale <= 1:
-            raise InputError(f"features.embedding_scale = {self.embedding_scale}: must be 0 to 1")
+    embeddings: bool = True
 
     def space(self, choice: CandidateChoice) -> gymnasium.spaces.Dict:
         """See the class."""
         world, more = choice.world, self.belief is not None
-        d = world.embeddings.dim
+        d = world.embeddings.dim if self.embeddings else 0
         width = 3 * d + world.rules.max_turns + 3 + more
         box = gymnasium.spaces.Box
         return gymnasium.spaces.Dict(
@@ -59,32 +54,23 @@ class CompactFeatures:
 
     def __call__(self, choice: CandidateChoice, observation: Observation, options: Options) -> dict[str, Tensor]:
         """See the class."""
-        world = choice.world
-        items = world.embeddings.item
-        listed = options.item >= 0
-        count = listed.sum(1).clamp(min=1)
-        mean = (items[options.item.clamp(min=0)] * listed.unsqueeze(2)).sum(1) / count.unsqueeze(1)
+        world, kinds = choice.world, choice.actions - choice.slots
         top = _top_share(observation, options)
         size = observation["candidate"].sum(1).clamp(min=1).float()
-        scale = self.embedding_scale
         state = [
-            scale * world.users[observation["user"]],
-            scale * _mean_candidate(world, observation),
-            scale * _accepted_sum(world, observation),
             _one_hot(observation["turn"], world.rules.max_turns),
             torch.stack([size.log() / 8, (world.rules.list_length / size).clamp(max=1), top], 1),
         ]
-        question = _question_embedding(world, observation, options)
-        if choice.items:
-            item, kinds = options.item[:, : choice.items], choice.items
-            lists = items[item.clamp(min=0)] * (item >= 0).unsqueeze(2)
-        else:
-            lists, kinds = mean.unsqueeze(1), 1
         numbers = torch.stack([options.value, options.share], 2)
-        flags = torch.zeros(len(question), choice.slots + kinds, 2, device=question.device)
+        flags = torch.zeros(len(top), choice.actions, 2, device=top.device)
         flags[:, : choice.slots, 0], flags[:, choice.slots :, 1] = 1.0, 1.0
         of_lists = torch.stack([torch.zeros_like(top), top], 1).unsqueeze(1).expand(-1, kinds, 2)
-        candidates = [scale * torch.cat([question, lists], 1), flags, torch.cat([numbers, of_lists], 1)]
+        candidates = [flags, torch.cat([numbers, of_lists], 1)]
+        if self.embeddings:
+            user = world.users[observation["user"]]
+            state = [user, _mean_candidate(world, observation), _accepted_sum(world, observation), *state]
+            asked = _question_embedding(world, observation, options)
+            candidates = [torch.cat([asked, _list_embedding(choice, options)], 1), *candidates]
         if self.belief is not None:
             spread, of_option = self._believed(choice, observation, options, kinds)
             state.append(spread)
@@ -131,6 +117,15 @@ def _accepted_sum(world: Conversation, observation: Observation) -> Tensor:
     row, attribute = observation["accepted"].nonzero(as_tuple=True)
     summed = torch.zeros(len(observation["user"]), world.embeddings.dim, device=row.device)
     return summed.index_add_(0, row, world.embeddings.attribute[attribute])
+
+
+def _list_embedding(choice: CandidateChoice, options: Options) -> Tensor:
+    """``(B, K_v, d)`` embeddings of the items to choose from, or ``(B, 1, d)`` their mean over the best list."""
+    item = options.item[:, : choice.items or None]
+    found = choice.world.embeddings.item[item.clamp(min=0)] * (item >= 0).unsqueeze(2)
+    if choice.items:
+        return found
+    return found.sum(1, keepdim=True) / (item >= 0).sum(1).clamp(min=1)[:, None, None]
 
 
 def _question_embedding(world: Conversation, observation: Observation, options: Options) -> Tensor:

@@ -45,6 +45,28 @@ def binary_entropy(share: Tensor) -> Tensor:
     return -(torch.xlogy(share, share) + torch.xlogy(1 - share, 1 - share)) / math.log(2)
 
 
+_FACTORS = (0x9E3779B97F4A7C1, 0x2545F4914F6CDD1D, 0x5851F42D4C957F2D)
+
+
+def drawn(observation: Observation, count: int, seed: int) -> Tensor:
+    """``(B, count)`` numbers in [0, 1) that the user, the opening, the turn and a seed decide, whatever stands beside.
+
+    A hash, not a generator: the same dialogue has the same numbers in every batch and whenever it is looked at.
+    """
+    ids = torch.arange(count, device=observation["user"].device)
+    of_row = observation["user"] * _FACTORS[0] + (observation["turn"] + 17 * seed) * _FACTORS[1]
+    of_row = _mixed(of_row + observation["order"][:, 0] * _FACTORS[2])
+    # The 24 bits that a float32 holds.
+    return ((_mixed(of_row.unsqueeze(1) + ids * _FACTORS[2]) >> 20) & 0xFFFFFF).float() / (1 << 24)
+
+
+def _mixed(number: Tensor) -> Tensor:
+    """The bits of int64 numbers, mixed."""
+    for shift in (29, 32):
+        number = (number ^ (number >> shift)) * _FACTORS[1]
+    return number ^ (number >> 29)
+
+
 def attribute_values(
     world: Conversation,
     observation: Observation,
@@ -52,7 +74,7 @@ def attribute_values(
     selection: Selection = "weighted_entropy",
     *,
     one_sided: bool = False,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
 ) -> Tensor:
     """``(B, P)`` how much there is for asking about each attribute; -inf for those that no candidate has or were asked.
 
@@ -64,7 +86,7 @@ def attribute_values(
             number, ``preference`` e_u.e_p + sum_accepted e_p'.e_p as the published binary environment ranks, or
             ``random``.
         one_sided: -x log2 x alone.
-        generator: for ``random``.
+        seed: of ``random``.
     """
     row, attribute = share.nonzero(as_tuple=True)
     place = row * share.shape[1] + attribute
@@ -75,7 +97,7 @@ def attribute_values(
         wanted = world.users[observation["user"]].index_add(0, at, world.embeddings.attribute[told])
         value = (wanted.index_select(0, row) * world.embeddings.attribute.index_select(0, attribute)).sum(1)
     elif selection == "random":
-        value = torch.rand(len(row), generator=generator, device=share.device)
+        value = drawn(observation, share.shape[1], seed)[row, attribute]
     else:
         x = share.flatten().index_select(0, place)
         value = -torch.xlogy(x, x) / math.log(2) if one_sided else binary_entropy(x)

@@ -6,6 +6,7 @@ import xarray as xr
 
 from apps.crs.claims import CLAIMS, Roles, decide
 from apps.crs.evidence import Evidence, Undecided
+from apps.crs.runs import gaps
 from apps.crs.table import rows_of
 
 N = 400
@@ -74,6 +75,14 @@ def test_agreement_is_the_largest_gap(gap, holds):
         assert (claim.difference, claim.low, claim.high, claim.n) == (max(gap), 0.0, max(gap), len(gap))
     else:
         assert claim.reason == "pymdp is not installed"
+
+
+def test_a_number_that_one_side_lacks_is_a_difference():
+    nan = np.nan
+    sides = {"closed_form": [0.5, nan, 0.25, nan], "pymdp": [0.5, nan, nan, 1.0]}
+    compared = xr.Dataset({name: ("action", np.array(values)) for name, values in sides.items()})
+    compared["difference"] = abs(compared["closed_form"] - compared["pymdp"])
+    assert gaps(compared).tolist() == [0.0, np.inf, np.inf]
 
 
 def test_one_training_stands_against_all():

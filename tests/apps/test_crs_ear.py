@@ -1,15 +1,14 @@
 """EAR and CRM: what their networks see, what their training pays, whom they imitate, and their files."""
 
 import functools
-import json
 
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
 from apps.crs import policy_gradient
-from apps.crs.crm import CrmChoice, CrmPolicy, CrmSettings, train_crm
-from apps.crs.ear import EarChoice, EarPolicy, EarSettings, train_ear
+from apps.crs.crm import CrmChoice, CrmPolicy, CrmSettings
+from apps.crs.ear import EarChoice, EarPolicy, EarSettings
 from apps.crs.evaluation import Cases, evaluate
 from apps.crs.flat_choice import history, length_bins
 from apps.crs.policies import MaxEntropy, Policy
@@ -27,7 +26,7 @@ from tests.simulators.crs_cases import QUESTIONS, SMALL, conversation, embedded,
 
 CATALOGUE = generate(SMALL, 0)
 QUICK = {"demonstrations": 60, "pretraining": 10, "pretraining_batch": 32, "updates": 4, "episodes": 16, "hidden": 8}
-KINDS = [(train_ear, EarSettings, EarPolicy), (train_crm, CrmSettings, CrmPolicy)]
+KINDS = [(EarPolicy.train, EarSettings), (CrmPolicy.train, CrmSettings)]
 
 
 def seeded(seed=0):
@@ -136,14 +135,14 @@ def test_the_training_pays_ears_rewards_and_the_world_stays_as_it_is():
         }
     )
     world = conversation(CATALOGUE)
-    policy = train_ear(world, EarSettings(**QUICK), 0)
+    policy = EarPolicy.train(world, EarSettings(**QUICK), 0)
     assert world.rules.rewards == Rewards()
     assert policy.world is world
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-@pytest.mark.parametrize(("train", "settings", "_"), KINDS)
-def test_what_is_trained_can_be_evaluated_and_repeated(train, settings, _, question):
+@pytest.mark.parametrize(("train", "settings"), KINDS)
+def test_what_is_trained_can_be_evaluated_and_repeated(train, settings, question):
     world = conversation(CATALOGUE, question=question)
     policy, again = (train(world, settings(**QUICK), 5) for _ in range(2))
     for x, y in zip(policy.network.parameters(), again.network.parameters(), strict=True):
@@ -189,8 +188,8 @@ def test_pretraining_reproduces_how_often_the_demonstrator_recommends():
     assert compared >= 3
 
 
-@pytest.mark.parametrize(("train", "settings", "_"), KINDS)
-def test_a_resumed_training_equals_one_that_was_not_interrupted(train, settings, _, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("train", "settings"), KINDS)
+def test_a_resumed_training_equals_one_that_was_not_interrupted(train, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(policy_gradient, "Checkpoint", functools.partial(Checkpoint, every_seconds=0.0))
     world, path = conversation(CATALOGUE), tmp_path / "state.safetensors"
     whole = train(world, settings(**QUICK), 2)
@@ -206,48 +205,6 @@ def test_a_resumed_training_equals_one_that_was_not_interrupted(train, settings,
         assert torch.equal(x, y)
     with pytest.raises(InputError, match="another training"):
         train(world, settings(**{**QUICK, "hidden": 4}), 2, checkpoint=path)
-
-
-@pytest.mark.parametrize(("train", "settings", "policy"), KINDS)
-def test_what_is_saved_is_what_is_loaded(train, settings, policy, tmp_path):
-    world = conversation(CATALOGUE)
-    first = train(world, settings(**QUICK), 0)
-    first.save(tmp_path / "folder" / "net")
-    second = policy.load(tmp_path / "folder" / "net", world)
-    assert second.settings == first.settings
-    known = world.observe(world.reset(20, seeded()), None)
-    assert torch.equal(first(known), second(known))
-    assert torch.equal(
-        first.network(torch.ones(1, first.choice.width)), second.network(torch.ones(1, first.choice.width))
-    )
-
-
-def test_files_of_something_else_are_refused(tmp_path):
-    world, path = conversation(CATALOGUE), tmp_path / "net"
-    train_ear(world, EarSettings(**QUICK), 0).save(path)
-    with pytest.raises(InputError, match=r"net\.json: policy 'ear'; must be 'crm'"):
-        CrmPolicy.load(path, world)
-    with pytest.raises(InputError, match=r"net\.json: catalogue '.*'; must be"):
-        EarPolicy.load(path, conversation(generate(SMALL, 1)))
-    with pytest.raises(InputError, match=r"net\.safetensors: .*size mismatch"):
-        EarPolicy.load(path, conversation(CATALOGUE, max_turns=9))
-    with pytest.raises(InputError, match=r"other\.json: no such file"):
-        EarPolicy.load(tmp_path / "other", world)
-    record = json.loads((tmp_path / "net.json").read_text())
-    record["settings"]["hidden"] = -3
-    (tmp_path / "net.json").write_text(json.dumps(record))
-    with pytest.raises(InputError, match=r"net\.json: settings\.hidden: .*greater than or equal to 1"):
-        EarPolicy.load(path, world)
-
-
-def test_weights_that_are_not_finite_are_refused(tmp_path):
-    world, path = conversation(CATALOGUE), tmp_path / "net"
-    policy = train_crm(world, CrmSettings(**QUICK), 0)
-    with torch.no_grad():
-        next(policy.network.parameters())[0, 0] = torch.nan
-    policy.save(path)
-    with pytest.raises(InputError, match=r"net\.safetensors: holds a number that is not finite"):
-        CrmPolicy.load(path, world)
 
 
 def test_more_questions_than_a_network_can_tell_apart_are_refused():

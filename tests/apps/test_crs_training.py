@@ -143,3 +143,12 @@ def test_weights_of_another_network_are_refused(tmp_path):
     run(tmp_path, "flat")
     with pytest.raises(InputError, match=r"q_network\.safetensors: Error\(s\) in loading"):
         load_weights(torch.nn.Linear(2, 2), tmp_path / WEIGHTS)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    with torch.no_grad():
+        net.weight[0, 0] = torch.nan
+    save_weights(net, tmp_path / WEIGHTS)
+    with pytest.raises(InputError, match=r"q_network\.safetensors: weight: holds a number that is not finite"):
+        load_weights(torch.nn.Linear(2, 2), tmp_path / WEIGHTS)

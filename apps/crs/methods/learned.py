@@ -10,17 +10,18 @@ from torch import nn
 
 from apps.crs import unicorn
 from apps.crs.active_inference import ActiveInference, BeliefRanking
-from apps.crs.crm import CrmPolicy, CrmSettings, train_crm
+from apps.crs.crm import CrmPolicy, CrmSettings
 from apps.crs.demonstrations import demonstrations
-from apps.crs.ear import EarPolicy, EarSettings, train_ear
+from apps.crs.ear import EarPolicy, EarSettings
 from apps.crs.flat_choice import FlatPolicy
 from apps.crs.grouping import GroupedChoice, GroupedPolicy, spherical_kmeans
 from apps.crs.learned import QPolicy
 from apps.crs.methods.method import Method, Workbench
 from apps.crs.methods.rules import BeliefSettings
 from apps.crs.policies import Policy, Threshold
+from apps.crs.question_policy import QuestionPolicy, QuestionSettings
 from apps.crs.scpr import ScprChoice
-from apps.crs.training import STATE, WEIGHTS, QLearning, load_weights, new_dqn, train
+from apps.crs.training import STATE, WEIGHTS, QLearning, load_weights, new_dqn, save_weights, train
 from core.rl import DQN
 from core.rl.demonstrations import DemonstrationDQN
 from core.seeds import stream
@@ -30,8 +31,6 @@ from simulators.crs import Conversation
 from simulators.crs.choice import CandidateChoice, EntropyRanking, Ranking
 from simulators.crs.features import CompactFeatures
 from simulators.crs.selection import Selection
-
-EAR, CRM = "ear", "crm"
 
 
 class Learner(Method):
@@ -108,8 +107,8 @@ class DQNMethod(Learner):
     """K_p."""
     selection: Selection = "weighted_entropy"
     """How questions are valued; items are ranked by their score."""
-    embedding_scale: float = Field(default=0.0, ge=0, le=1)
-    """Times the embeddings among the features; 0 leaves counts, entropies, shares and turns, which carry over best."""
+    embeddings: bool = False
+    """Whether embeddings are among the features; counts, entropies, shares and turns alone carry over better."""
     belief: BeliefSettings | None = None
     """A Bayesian's posterior among the features; none if not given."""
     ranked_by_belief: bool = False
@@ -123,7 +122,7 @@ class DQNMethod(Learner):
         ranking: Ranking = EntropyRanking(self.selection)
         if self.ranked_by_belief:
             ranking = BeliefRanking(belief or BeliefSettings().belief())
-        features = CompactFeatures(belief, self.embedding_scale)
+        features = CompactFeatures(belief, self.embeddings)
         return CandidateChoice(world, features, questions=self.questions, ranking=ranking)
 
     def acting(self, choice: Simulator, q_net: nn.Module) -> Policy:
@@ -220,7 +219,36 @@ class UnicornMethod(Method):
         return unicorn.policy_of(model)
 
 
-class EarMethod(Method):
+class QuestionMethod(Method):
+    """A method that learns an output for every question."""
+
+    learns: ClassVar[bool] = True
+    policy_type: ClassVar[type[QuestionPolicy]]
+
+    @property
+    def trained_by(self) -> QuestionSettings:
+        """Of the network and its training."""
+        raise NotImplementedError
+
+    def make(self, bench: Workbench, seed: int) -> None:
+        """Train it."""
+        policy = self.policy_type.train(
+            bench.opened.world,
+            self.trained_by,
+            stream(seed, self.name),
+            checkpoint=bench.checkpoint / STATE,
+            progress=bench.progress,
+        )
+        save_weights(policy.network, bench.directory / WEIGHTS)
+
+    def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
+        """See ``Method``."""
+        policy = self.policy_type.untrained(world, self.trained_by, seed=seed)
+        load_weights(policy.network, directory / WEIGHTS)
+        return policy
+
+
+class EarMethod(QuestionMethod):
     """EAR: a network over all questions, taught by maximum entropy, then by its own rewards (Lei et al. 2020)."""
 
     kind: Literal["ear"] = "ear"
@@ -228,24 +256,15 @@ class EarMethod(Method):
     settings: EarSettings = EarSettings()
     """Of the network and its training."""
 
-    learns: ClassVar[bool] = True
+    policy_type: ClassVar[type[QuestionPolicy]] = EarPolicy
 
-    def make(self, bench: Workbench, seed: int) -> None:
-        """Train it."""
-        train_ear(
-            bench.opened.world,
-            self.settings,
-            stream(seed, self.name),
-            checkpoint=bench.checkpoint / STATE,
-            progress=bench.progress,
-        ).save(bench.directory / EAR)
-
-    def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
-        """See ``Method``."""
-        return EarPolicy.load(directory / EAR, world)
+    @property
+    def trained_by(self) -> QuestionSettings:
+        """See ``QuestionMethod``."""
+        return self.settings
 
 
-class CrmMethod(Method):
+class CrmMethod(QuestionMethod):
     """CRM: the same training of a network on the belief about each attribute (Sun and Zhang 2018)."""
 
     kind: Literal["crm"] = "crm"
@@ -253,18 +272,9 @@ class CrmMethod(Method):
     settings: CrmSettings = CrmSettings()
     """Of the network and its training."""
 
-    learns: ClassVar[bool] = True
+    policy_type: ClassVar[type[QuestionPolicy]] = CrmPolicy
 
-    def make(self, bench: Workbench, seed: int) -> None:
-        """Train it."""
-        train_crm(
-            bench.opened.world,
-            self.settings,
-            stream(seed, self.name),
-            checkpoint=bench.checkpoint / STATE,
-            progress=bench.progress,
-        ).save(bench.directory / CRM)
-
-    def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
-        """See ``Method``."""
-        return CrmPolicy.load(directory / CRM, world)
+    @property
+    def trained_by(self) -> QuestionSettings:
+        """See ``QuestionMethod``."""
+        return self.settings

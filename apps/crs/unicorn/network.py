@@ -43,8 +43,7 @@ class UnicornNetwork(nn.Module):
 
     The accepted attributes' outputs of the graph convolution go, in their order, through a Transformer layer; their
     mean f'(s) becomes the state f(s) = ReLU(W f'(s) + b). As positions have no codes, their order does not reach it. An
-    action is the embedding of its attribute or item, that of
-    a type the mean over its attributes.
+    action is the embedding of its attribute or item, that of a type the mean over its attributes.
 
     Args:
         world: of the dialogues; its embeddings are where those of the network begin.
