@@ -122,11 +122,10 @@ def _play(
         noise = tree.take(luck, (alive, t))
         known = world.observe(state, noise)
         action = policy(known, state)
-        forced = torch.zeros_like(alive, dtype=torch.bool)
-        if rules.turns == "paper" and t == rules.max_turns - 1:
-            forced = action[:, 0] >= 0
+        forced = ~rules.may_ask(known["turn"])
         if shortcut:
-            forced = forced | ((known["candidate"].sum(1) <= rules.list_length) & (action[:, 0] >= 0))
+            forced = forced | (known["candidate"].sum(1) <= rules.list_length)
+        forced = forced & (action[:, 0] >= 0)
         if bool(forced.any()):
             some = {name: value[forced] for name, value in known.items()}
             action[forced] = policy.recommend(some)

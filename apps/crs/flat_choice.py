@@ -88,9 +88,7 @@ class FlatChoice(ABC):
 
     def mask(self, observation: Observation, there: Tensor) -> Tensor:
         """``(B, n + 1)`` bool from whether there is anything to each question ``(B, n)``."""
-        rules = self.world.rules
-        if rules.turns == "paper":
-            there = there & (observation["turn"] + 1 < rules.max_turns).unsqueeze(1)
+        there = there & self.world.rules.may_ask(observation["turn"]).unsqueeze(1)
         return torch.cat([there, torch.ones_like(there[:, :1])], 1)
 
     def action_of(self, observation: Observation, view: View, choice: Tensor) -> Tensor:

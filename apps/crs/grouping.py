@@ -135,8 +135,7 @@ class GroupedChoice:
         """``(B, n)`` bool: groups with an attribute to ask about and recommending, or attributes of the group."""
         rules, inside = self.world.rules, self._inside(groups)
         some = inside.any(2)
-        if rules.turns == "paper":
-            some = some & (observation["turn"] + 1 < rules.max_turns).unsqueeze(1)
+        some = some & rules.may_ask(observation["turn"]).unsqueeze(1)
         missing = self.slots - some.shape[1]
         first = torch.cat([nn.functional.pad(some, (0, missing)), torch.ones_like(some[:, :1])], 1)
         second = inside[torch.arange(len(group), device=group.device), group.clamp(min=0)]

@@ -180,9 +180,7 @@ class CandidateChoice:
     def mask(self, observation: Observation, options: Options) -> Tensor:
         """``(B, K_p + K_v)`` bool, what is allowed."""
         rules = self.world.rules
-        asks = options.question >= 0
-        if rules.turns == "paper":
-            asks = asks & (observation["turn"] + 1 < rules.max_turns).unsqueeze(1)
+        asks = (options.question >= 0) & rules.may_ask(observation["turn"]).unsqueeze(1)
         if self.shortcut:
             asks = asks & (observation["candidate"].sum(1) > rules.list_length).unsqueeze(1)
         lists = options.item[:, : max(self.items, 1)] >= 0

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
+from torch import Tensor
+
 from core.errors import InputError
 
 Question = Literal["binary", "enumerated", "multi_choice"]
@@ -95,3 +98,7 @@ class Rules:
     def actions(self) -> int:
         """System actions that count."""
         return self.max_turns - (self.turns == "official")
+
+    def may_ask(self, turn: Tensor) -> Tensor:
+        """Bool of the shape of ``turn``, the actions so far: with ``paper`` turns the last one has to recommend."""
+        return turn + 1 < self.max_turns if self.turns == "paper" else torch.ones_like(turn, dtype=torch.bool)

@@ -27,7 +27,7 @@ def kinds_of_turn(evidence: Evidence) -> Figure:
     axes = figure.subplots()
     axes.set_facecolor("#cccccc")
     image = axes.imshow(shares, vmin=0, vmax=1, aspect="auto", cmap="viridis")
-    axes.set_xticks(range(shares.shape[1]), range(1, shares.shape[1] + 1))
+    axes.set_xticks(range(shares.shape[1]), [str(turn + 1) for turn in range(shares.shape[1])])
     axes.set_yticks(range(len(methods)), methods)
     axes.set_xlabel("turn")
     figure.colorbar(image, ax=axes, label="share of recommendations")
