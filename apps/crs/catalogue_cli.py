@@ -60,7 +60,7 @@ BinsOption = Annotated[int, typer.Option(help="Of a table: most ranges of a colu
 def synth(
     out: OutArgument,
     preset: Annotated[str, typer.Option(help=f"Sizes: {', '.join(PRESETS)}.")] = "small",
-    items: Annotated[int | None, typer.Option(help="Items.  [default: the preset's]")] = None,
+    items: Annotated[int | None, typer.Option(help="Items.  \\[default: the preset's]")] = None,
     users: Annotated[int | None, typer.Option(help="Users, likewise.")] = None,
     types: Annotated[int | None, typer.Option(help="Types of attributes, likewise.")] = None,
     values: Annotated[int | None, typer.Option(help="Attributes of a type, likewise.")] = None,
@@ -78,6 +78,9 @@ def synth(
     given |= {"per_user": per_user, "taste_drift": taste_drift}  # type: ignore[dict-item]
     asked: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     source = from_options(GeneratedSource, {"preset": preset, "seed": seed, **asked}, "data synth")
+    least = PRESETS[preset].least_types
+    if types is not None and types < least:
+        raise InputError(f"--types {types}: must be at least {least}, as an item of {preset} has so many or more")
     catalogue = source.open()
     _save(catalogue, out)
     _print(catalogue)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import xarray as xr
 
 from apps.crs.evidence import Evidence
 from apps.crs.metrics import measures
+from apps.crs.policy_folder import difference
 from apps.crs.study import CRSStudy
 from apps.crs.table import UNITS, row_of
 from apps.crs.transcripts import Names, write_transcripts
@@ -23,6 +24,8 @@ from core.study.store import Store, load_result, write_result
 
 RESULTS, TRANSCRIPTS, SUMMARY = "results.nc", "transcripts.jsonl", "summary.json"
 CASES = ("user", "target", "opening")
+COUNTING = ("max_turns", "turns")
+"""Rules by which turns are counted: with others, averages of turns are of different things."""
 SEPARATOR = "::"
 """Between a folder of a study, a method, and a problem."""
 
@@ -35,11 +38,13 @@ class Played:
         name: of the policy.
         trainings: dialogues by seed, all about the same cases.
         catalogue: hash of what they were about; empty if it is not known.
+        rules: of the dialogues, and whether there was a shortcut.
     """
 
     name: str
     trainings: Mapping[int, xr.Dataset]
     catalogue: str = ""
+    rules: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def first(self) -> xr.Dataset:
@@ -77,7 +82,7 @@ def check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
     for key in {**before, **now}:
         if before.get(key) != now.get(key):
             raise InputError(
-                f"--out {folder}: holds an evaluation with {key} = {before.get(key)}, now {now.get(key)}; choose "
+                f"--out {folder}: holds an evaluation with {difference(key, before.get(key), now.get(key))}; choose "
                 "another --out, or remove it"
             )
 
@@ -123,7 +128,10 @@ def open_played(text: str) -> Played:
     absent = [key for key in (*CASES, "turns", "rank", "return") if key not in data]
     if absent:
         raise InputError(f"{folder / RESULTS}: holds no {', '.join(absent)}")
-    return Played(str(data.attrs.get("policy", folder.name)), {0: data}, str(data.attrs.get("catalogue", "")))
+    asked = files.read_json(folder / SUMMARY, ("asked",))["asked"]
+    rules = {**asked.get("rules", {}), "shortcut": asked.get("shortcut")}
+    name = str(data.attrs.get("policy", folder.name))
+    return Played(name, {0: data}, str(data.attrs.get("catalogue", "")), rules)
 
 
 def differences(one: Played, other: Played) -> list[Row]:
@@ -143,7 +151,16 @@ def differences(one: Played, other: Played) -> list[Row]:
     ]
 
 
+def notes(one: Played, other: Played) -> list[str]:
+    """What a comparison mixes up beside the policies, a line each."""
+    keys = [key for key in one.rules if key in other.rules and one.rules[key] != other.rules[key]]
+    return [f"A and B: {key} {one.rules[key]} and {other.rules[key]}; the difference is of that too" for key in keys]
+
+
 def _check_same(one: Played, other: Played) -> None:
+    for key in COUNTING:
+        if one.rules.get(key) != other.rules.get(key):
+            raise InputError(f"A and B: {key} {one.rules.get(key)} and {other.rules.get(key)}; must be the same")
     if one.catalogue and other.catalogue and one.catalogue != other.catalogue:
         raise InputError(f"A and B: catalogues {one.catalogue} and {other.catalogue}; must be the same")
     first, second = one.first, other.first
@@ -177,7 +194,9 @@ def _of_study(folder: Path, method: str, problem: str | None = None) -> Played:
     missing = [seed for seed, run in runs.items() if run not in results]
     if missing:
         raise InputError(f"{folder}: {method}, seed {missing[0]}: not finished; szilard crs run goes on with it")
-    return Played(method, {seed: results[run] for seed, run in runs.items()})
+    chosen = problems[problem].model_dump(mode="json")
+    rules = {**chosen["rules"], "shortcut": chosen["shortcut"]}
+    return Played(method, {seed: results[run] for seed, run in runs.items()}, rules=rules)
 
 
 def _refuse(text: str) -> Played:

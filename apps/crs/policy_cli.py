@@ -14,6 +14,7 @@ from apps.crs.verb_inputs import (
     CatalogueArgument,
     OverlapOption,
     RulesOption,
+    make_folder,
     open_catalogue,
     open_device,
     open_method,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 PolicyArgument = Annotated[Path, typer.Argument(metavar="POLICY", help="Folder that train has written.")]
 CatalogueOption = Annotated[
     str | None,
-    typer.Option(metavar="CATALOGUE", help="Refuse a policy for another catalogue than this.  [default: its own]"),
+    typer.Option(metavar="CATALOGUE", help="Refuse a policy for another catalogue than this.  \\[default: its own]"),
 ]
 
 
@@ -58,7 +59,7 @@ def train(
     overrides: Set = None,
     rules: RulesOption = None,
     embedding: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder that embed has written.  [default: fitted here]")
+        Path | None, typer.Option(metavar="DIR", help="Folder that embed has written.  \\[default: fitted here]")
     ] = None,
     allow_overlap: OverlapOption = False,
     seed: SeedOption = 0,
@@ -107,7 +108,7 @@ def evaluate(
     policy: PolicyArgument,
     catalogue: CatalogueOption = None,
     split: Annotated[Part, typer.Option(help="Whose interactions are played.")] = Part.test,
-    limit: Annotated[int | None, typer.Option(help="Most dialogues.  [default: all]", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Most dialogues.  \\[default: all]", min=1)] = None,
     shortcut: Annotated[
         bool, typer.Option("--shortcut", help="Recommend as soon as all candidates fit into a list.")
     ] = False,
@@ -145,6 +146,7 @@ def evaluate(
     }
     if out is not None:
         check_folder(out, asked)
+        make_folder(out, "--out")
     cases = Cases.of(world, world.catalogue.pairs(split.value), stream(seed, f"{split.value} dialogues"), limit)
     with working(f"evaluating {product.method.name}") as progress:
         played = play(world, chosen, cases, shortcut=shortcut, progress=progress)
@@ -171,13 +173,15 @@ def compare(
     """
     from dataclasses import asdict
 
-    from apps.crs.evaluation_folder import differences, open_played
+    from apps.crs.evaluation_folder import differences, notes, open_played
     from core import files
 
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise InputError(f"--out {out}: {'is a folder' if out.is_dir() else f'{out.parent} is no folder'}")
     one, other = open_played(a), open_played(b)
     rows = differences(one, other)
+    for note in notes(one, other):
+        print(f"note: {note}", file=sys.stderr)
     print_rows(rows)
     trainings = f"{len(one.trainings)} and {len(other.trainings)} trainings"
     print(f"n = {one.first.sizes['dialogue']:,} dialogues, {trainings}; 95 % bootstrap intervals")
@@ -189,7 +193,7 @@ def compare(
 def bench(
     catalogue: Annotated[
         str | None,
-        typer.Argument(metavar="[CATALOGUE]", help="As for train.  [default: small, or the policy's own]"),
+        typer.Argument(metavar="[CATALOGUE]", help="As for train.  \\[default: small, or the policy's own]"),
     ] = None,
     policy: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="A policy of train in place of rules; may be repeated.")

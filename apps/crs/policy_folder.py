@@ -143,15 +143,25 @@ def open_policy(
     if held.hash != record["catalogue"]:
         raise InputError(f"{folder / CATALOGUE}: {held.hash}; must be {record['catalogue']}, as {RECORD} says")
     origin = str(folder / RECORD)
-    question = with_rules(record["problem"], None, origin).rules.question
+    made_for = with_rules(record["problem"], None, origin).rules
     problem = with_rules(record["problem"], rules, origin)
-    if problem.rules.question != question:
-        raise InputError(f"--rules question={problem.rules.question}: the policy was made for {question} questions")
+    if problem.rules.question != made_for.question:
+        asked = problem.rules.question
+        raise InputError(f"--rules question={asked}: the policy was made for {made_for.question} questions")
     values = {"problem": problem, "method": record["method"], "seed": record["seed"]}
     product = from_options(PolicyProduct, values, origin)
     embeddings = Embeddings.load(folder / EMBEDDINGS, held)
     opened = Opened(problem, held, embeddings, device)
-    return opened, product.method.open(opened.world, folder / METHOD, product.seed), product
+    try:
+        policy = product.method.open(opened.world, folder / METHOD, product.seed)
+    except InputError as error:
+        # Networks that see the turn have an input for each.
+        if problem.rules.max_turns == made_for.max_turns:
+            raise
+        raise InputError(
+            f"--rules max_turns={problem.rules.max_turns}: the policy was trained for {made_for.max_turns} turns"
+        ) from error
+    return opened, policy, product
 
 
 def clear(folder: Path) -> None:
@@ -238,14 +248,15 @@ def _refuse_other_work(folder: Path, asked: Mapping[str, Any]) -> None:
         return
     held = files.read_json(folder / REQUEST, ("asked",))["asked"]
     if held != asked:
-        said = _difference("", held, asked)
+        said = difference("", held, asked)
         raise InputError(f"--out {folder}: holds work with {said}; choose another --out, or --fresh to remove it")
 
 
-def _difference(name: str, held: Any, asked: Any) -> str:
+def difference(name: str, held: Any, asked: Any) -> str:
+    """The first place in which two values, JSON objects for instance, are not the same, in words."""
     if isinstance(held, dict) and isinstance(asked, dict):
         key = next(key for key in {**asked, **held} if held.get(key) != asked.get(key))
-        return _difference(f"{name}.{key}".removeprefix("."), held.get(key), asked.get(key))
+        return difference(f"{name}.{key}".removeprefix("."), held.get(key), asked.get(key))
     return f"{name} = {json.dumps(held)}, now {json.dumps(asked)}"
 
 

@@ -30,7 +30,7 @@ class CRSStudy(Study):
     """
 
     app: ClassVar[str] = "crs"
-    headline: ClassVar[tuple[str, ...]] = ("SR@15", "AT", "hDCG", "return")
+    headline: ClassVar[tuple[str, ...]] = ("success", "AT", "hDCG", "return")
 
     problems: tuple[Problem, ...] = Field(default=(Problem(),), min_length=1)
     """The conversations; claims are about the first."""

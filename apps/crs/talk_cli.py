@@ -39,11 +39,14 @@ CatalogueOption = Annotated[
         help="A folder, a CSV file of items, or a preset; with a policy, refuse one for another catalogue.",
     ),
 ]
+USUAL = "active_inference"
+"""The method without one given."""
 MethodOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="METHOD",
-        help=f"Without a policy, what is made for the catalogue here and now: {', '.join(METHODS)}.",
+        help="Without a policy, what is made for the catalogue here and now: "
+        f"{', '.join(kind for kind in METHODS if kind != 'oracle')}.  \\[default: {USUAL}]",
     ),
 ]
 
@@ -51,12 +54,12 @@ MethodOption = Annotated[
 def chat(
     policy: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that train has written.")] = None,
     catalogue: CatalogueOption = None,
-    user: Annotated[int | None, typer.Option(help="Id of a known user.  [default: somebody unknown]")] = None,
+    user: Annotated[int | None, typer.Option(help="Id of a known user.  \\[default: somebody unknown]")] = None,
     script: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Read the answers from a file, one a line.")
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the transcript.")] = None,
-    method: MethodOption = "active_inference",
+    method: MethodOption = None,
     rules: RulesOption = None,
     allow_overlap: OverlapOption = False,
     device: DeviceOption = Device.cpu,
@@ -85,7 +88,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8000,
     ttl: Annotated[float, typer.Option(help="Seconds until an idle dialogue is forgotten.")] = TTL,
-    method: MethodOption = "active_inference",
+    method: MethodOption = None,
     rules: RulesOption = None,
     allow_overlap: OverlapOption = False,
     device: DeviceOption = Device.cpu,
@@ -103,7 +106,7 @@ def serve(
 def _open(
     folders: Sequence[Path],
     catalogue: str | None,
-    method: str,
+    method: str | None,
     rules: list[str] | None,
     allow_overlap: bool,
     device: Device,
@@ -116,6 +119,12 @@ def _open(
     target = open_device(device)
     if not folders and catalogue is None:
         raise InputError("give a policy of szilard crs train, or --catalogue")
+    if folders and method is not None:
+        raise InputError(f"--method {method}: a policy brings its own; give one or the other")
+    method = method or USUAL
+    twice = [str(folder) for place, folder in enumerate(folders) if folder.resolve() in _paths(folders[:place])]
+    if twice:
+        raise InputError(f"{twice[0]}: stands there twice; must be different policies")
     source = None if catalogue is None else source_of(catalogue)
     found = None
     if source is not None:
@@ -140,6 +149,10 @@ def _open(
     if len(policies) < len(folders):
         raise InputError(f"{', '.join(map(str, folders))}: must be different policies")
     return first, policies
+
+
+def _paths(folders: Sequence[Path]) -> set[Path]:
+    return {folder.resolve() for folder in folders}
 
 
 def _check_talks(source: str, policy: Policy) -> None:

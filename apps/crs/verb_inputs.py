@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -27,6 +28,8 @@ from simulators.crs.readers import read
 
 METHODS = {method.model_fields["kind"].default: method for method in get_args(get_args(AnyMethod)[0])}
 """All methods by their kind."""
+
+_RULES = tuple(rule.name for rule in fields(Rules))
 
 CatalogueArgument = Annotated[
     str,
@@ -95,6 +98,10 @@ def with_rules(values: dict[str, Any], rules: Sequence[str] | None, origin: str)
     Raises:
         InputError: a key or value that is refused.
     """
+    for rule in rules or ():
+        name = rule.partition("=")[0].partition(".")[0].strip()
+        if name not in _RULES:
+            raise InputError(f"--rules {rule}: {name}: unknown rule; known here: {', '.join(_RULES)}")
     try:
         return from_options(Problem, values, origin, [f"rules.{rule}" for rule in rules or ()])
     except InputError as error:

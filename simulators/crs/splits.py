@@ -64,5 +64,5 @@ def refuse_overlap(source: str, interactions: Mapping[Split, Ids]) -> None:
         user, item = both[0]
         raise InputError(
             f"{source}: {a} and {b} share {len(both)} pairs, the first is user {user} with item {item}; must be "
-            "disjoint unless overlap is allowed"
+            "disjoint unless overlap is allowed (--allow-overlap)"
         )

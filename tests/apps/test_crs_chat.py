@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from apps.crs.active_inference import ActiveInference
 from apps.crs.chat import ChatSession, Matcher, chat
 from apps.crs.chat.matching import normalised
 from apps.crs.chat.terminal import script
@@ -330,6 +331,17 @@ def test_items_say_what_matched_and_what_was_rejected():
     assert [o.value for o in item.others] == ["pine"]
 
 
+def test_items_that_are_no_candidates_say_what_they_lack():
+    shop = named(["red", "blue", "oak", "pine"], [0, 0, 1, 1], [(0, 0), (0, 3), (1, 1), (1, 3)])
+    world = conversation(shop, list_length=2)
+    session = ChatSession(world, ActiveInference(world))
+    session.start([[0], [3]])
+    lacking = {i.name: [o.value for o in i.lacking] for i in session.turn().items}
+    assert lacking == {"item 0": [], "item 1": ["red"]}
+    _, said = held(ChatSession(world, ActiveInference(world)), ["red and pine", "quit"])
+    assert "  2 item 1 (material: pine), but not colour: red" in said
+
+
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_why_says_what_answers_do(tiny, question):
     world = conversation(tiny, question=question)
@@ -548,6 +560,7 @@ def test_several_values_are_chosen_by_number(tiny, question):
         (["nonsense words"], 2, "line 1: 'nonsense words': names no attribute of tiny"),
         (["", "# note", "perhaps"], 2, "line 3: 'perhaps': names no attribute of tiny"),
         (["", "list", "11"], 2, "line 3: 11: must be one of 1 to 10"),
+        (["", "list", "y"], 2, "line 3: 'y': which? must be a number from 1 to 10, or n for none"),
         (["", "list", "1,2"], 2, "line 3: 1, 2: must be one of 1 to 10"),
         (["", "list", "list"], 2, "line 3: list: the dialogue is at 'list'; a list takes the place of a question"),
         (["", "list", "9" * 6000], 2, None),

@@ -108,7 +108,7 @@ def test_the_table_has_every_method_with_its_interval():
     given = evidence(MaxEntropy=(6, 0), Threshold=(5, 2))
     rows = rows_of(given)
     shown = {(row.method, row.metric): row for row in rows}
-    assert shown["Threshold", "SR@15"].mean == pytest.approx(1 - 2 / N)
+    assert shown["Threshold", "success"].mean == pytest.approx(1 - 2 / N)
     assert shown["MaxEntropy", "AT less Threshold"].mean == pytest.approx(
         given.difference("p", "MaxEntropy", "Threshold", "AT").mean
     )

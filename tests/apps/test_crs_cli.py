@@ -303,6 +303,18 @@ def test_compare_refuses_other_dialogues(made, szilard, tmp_path):
         assert said in err
 
 
+def test_compare_refuses_other_counts_of_turns_and_names_other_rules(made, szilard, tmp_path):
+    for rule in ("max_turns=5", "turns=official", "answer_noise=0.1"):
+        assert szilard("evaluate", made / "rule", "--rules", rule, "--out", tmp_path / rule)[0] == 0
+    for rule, said in (("max_turns=5", "max_turns 15 and 5"), ("turns=official", "turns paper and official")):
+        code, _, err = szilard("compare", made / "dqn-test", tmp_path / rule)
+        assert code == 2
+        assert said in err
+    code, _, err = szilard("compare", made / "dqn-test", tmp_path / "answer_noise=0.1")
+    assert code == 0
+    assert err == "note: A and B: answer_noise 0.0 and 0.1; the difference is of that too\n"
+
+
 def test_compare_takes_methods_of_a_study(szilard, tmp_path):
     catalogue = {"kind": "generated", "preset": "tiny"}
     config = {
@@ -431,7 +443,10 @@ def test_side_by_side_stand_policies_of_one_conversation(made, szilard, tmp_path
     [
         (("train", "dqn", "shop", "--rules", "list_length=101"), ["list_length = 101", "at most 100"]),
         (("train", "dqn", "shop", "--rules", "max_turns=0"), ["--rules max_turns=0", "at least 1"]),
-        (("train", "dqn", "shop", "--rules", "max_turn=3"), ["--rules max_turn=3"]),
+        (
+            ("train", "dqn", "shop", "--rules", "max_turn=3"),
+            ["--rules max_turn=3", "max_turn: unknown rule", "max_turns"],
+        ),
         (("train", "dqn", "shop", "--rules", "question=oral"), ["oral", "binary"]),
         (("train", "dqn", "shop", "--set", "questions=0"), ["questions = 0", "greater than or equal to 1"]),
         (("train", "dqn", "shop", "--set", "learning.gamma=1.5"), ["learning.gamma = 1.5", "less than or equal to 1"]),
@@ -444,6 +459,7 @@ def test_side_by_side_stand_policies_of_one_conversation(made, szilard, tmp_path
         (("train", "dqn", "shop", "--device", "tpu"), ["--device", "cpu"]),
         (("data", "synth", "new", "--preset", "huge"), ["preset", "huge", "tiny"]),
         (("data", "synth", "new", "--preset", "tiny", "--items", "0"), ["n_items = 0", "at least 1"]),
+        (("data", "synth", "new", "--types", "3"), ["--types 3", "at least 4"]),
         (("data", "synth", "items.csv"), ["items.csv: is a file"]),
         (("data", "synth", "."), ["must be empty or new"]),
         (("data", "check", "nowhere"), ["nowhere: no such file or folder"]),
@@ -458,7 +474,9 @@ def test_side_by_side_stand_policies_of_one_conversation(made, szilard, tmp_path
         (("evaluate", "dqn", "--out", "rule"), ["which no evaluation wrote"]),
         (("evaluate", "dqn", "--out", "dqn-test", "--seed", "1"), ["seed = 0, now 1"]),
         (("evaluate", "dqn", "--rules", "question=enumerated"), ["made for binary questions"]),
-        (("evaluate", "dqn", "--rules", "max_turns=9"), ["q_network.safetensors"]),
+        (("evaluate", "dqn", "--rules", "max_turns=9"), ["--rules max_turns=9", "trained for 15 turns"]),
+        (("evaluate", "dqn", "--out", "/proc/none"), ["--out /proc/none"]),
+        (("evaluate", "rule", "--out", "dqn-test"), ['method.name = "dqn", now "threshold"']),
         (("compare", "dqn-test", "rule"), ["rule: holds no evaluation"]),
         (("compare", "dqn-test", "shop::Greedy"), ["shop: holds no study"]),
         (("compare", "dqn-test", "a::b::c::d"), ["must read DIR"]),
@@ -468,7 +486,9 @@ def test_side_by_side_stand_policies_of_one_conversation(made, szilard, tmp_path
         (("chat", "--policy", "rule", "--json", "nowhere/t.json"), ["nowhere"]),
         (("chat", "--policy", "rule", "--catalogue", "tiny"), ["a policy for catalogue"]),
         (("chat", "--catalogue", "tiny", "--method", "oracle"), ["oracle"]),
+        (("chat", "--policy", "rule", "--method", "random"), ["--method random", "one or the other"]),
         (("serve",), ["--catalogue"]),
+        (("serve", "rule", "./rule"), ["rule: stands there twice"]),
         (("serve", "rule", "--port", "70000"), ["--port"]),
     ],
 )

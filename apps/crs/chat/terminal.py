@@ -204,7 +204,10 @@ class _Terminal:
 
     def _answer(self, turn: Turn, word: str) -> None:
         """A yes, a no or a shrug."""
-        only = len(turn.items if turn.kind == "list" else turn.options) == 1
+        shown = turn.items if turn.kind == "list" else turn.options
+        only = len(shown) == 1
+        if word in YES and not only and (turn.kind == "list" or turn.several):
+            raise _BadLine(f"{word!r}: which? must be a number from 1 to {len(shown)}, or n for none")
         try:
             if word in YES and turn.kind == "list" and only:
                 self.session.answer("item", item=turn.items[0].id)
@@ -284,8 +287,9 @@ def _is_numbers(word: str) -> bool:
 def _described(item: Item) -> str:
     """An item in a list, with what it has of what was said."""
     matched = ", ".join(option.text for option in item.matched)
-    against = ", ".join(option.text for option in item.against)
-    return f"{item.name}{f' ({matched})' if matched else ''}{f', but {against}' if against else ''}"
+    against = [option.text for option in item.against] + [f"not {option.text}" for option in item.lacking]
+    reservation = f", but {', '.join(against)}" if against else ""
+    return f"{item.name}{f' ({matched})' if matched else ''}{reservation}"
 
 
 def script(path: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from apps.crs.chat.constraints import Constraint
 from simulators.crs import selection
 from simulators.crs.conversation import Conversation, Dialogue
 from simulators.crs.features import SHARPNESS
+from simulators.crs.storage import UNTYPED
 
 Kind = Literal["ask", "list", "relax", "accepted", "not_found"]
 BELIEVED = 5
@@ -31,7 +32,7 @@ class Option:
     @property
     def text(self) -> str:
         """As people read it."""
-        return f"{self.type}: {self.value}"
+        return self.value if self.type == UNTYPED else f"{self.type}: {self.value}"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Item:
         matched: its attributes that were accepted.
         against: its attributes that were rejected.
         others: the rest of its attributes.
+        lacking: what was accepted and it has not, for which it is no candidate; a policy that thinks an answer may be
+            wrong fills its list with such items.
     """
 
     id: int
@@ -51,6 +54,7 @@ class Item:
     matched: tuple[Option, ...]
     against: tuple[Option, ...]
     others: tuple[Option, ...]
+    lacking: tuple[Option, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,7 @@ def item(world: Conversation, state: Dialogue, which: int) -> Item:
         told([p for p in held if accepted[p]]),
         told([p for p in held if rejected[p]]),
         told([p for p in held if not accepted[p] and not rejected[p]]),
+        told([p for p, wanted in enumerate(accepted) if wanted and p not in held and not state.candidate[0, which]]),
     )
 
 

@@ -37,7 +37,8 @@ def of_study(evidence: Evidence) -> list[Figure]:
         ),
         Figure(
             "popularity",
-            f"Average turns by how often the target was taken in the training split (fifths of the targets), {first}.",
+            f"Average turns by how often the target was taken in the training split (fifths of the targets), {first}; "
+            "95 % bootstrap intervals over dialogues.",
             lambda: popularity(evidence),
         ),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from apps.crs.evaluation import LISTED, OVER
 from apps.crs.evidence import Evidence, Numbers
@@ -49,11 +49,13 @@ def candidates_left(evidence: Evidence) -> Figure:
         median = np.nanmedian(left[:, there], axis=0)
         axes.plot(turns, median, dash, color=colour, label=method, marker="o", markersize=3)
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     for formatted in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        formatted(ScalarFormatter())
+        formatted("{x:g}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="turn", ylabel="candidates left (items)")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=4)
     return figure
 
 
@@ -74,7 +76,7 @@ def popularity(evidence: Evidence) -> Figure:
     axes.set_xticks(range(FIFTHS), ["least popular", *["" for _ in range(FIFTHS - 2)], "most popular"])
     axes.set(ylabel="average turns", xlabel="fifth of the targets by popularity")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8, ncols=3)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=4)
     return figure
 
 

@@ -37,7 +37,7 @@ def learning_curves(evidence: Evidence) -> Figure:
                 axes.plot(*middle, color=colour, linewidth=2, label=method)
         axes.set(xlabel="training dialogues", ylabel=label)
         axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=6)
     return figure
 
 

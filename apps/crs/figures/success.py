@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from apps.crs.evidence import Evidence
 from apps.crs.figures.appearance import GREY, styles
@@ -43,9 +44,10 @@ def success_by_turn(evidence: Evidence) -> Figure:
     for method, (colour, dash) in styles(evidence.methods).items():
         curve = np.mean([success_curve(data) for data in evidence.of(problem, method).values()], axis=0)
         axes.plot(turns, curve, dash, color=colour, label=method, marker="o", markersize=3)
-    axes.set(xlabel="turn t", ylabel="SR@t", ylim=(0, 1.02), xlim=(1, turns[-1]))
+    axes.set(xlabel="turn t", ylabel="SR@t", ylim=(0, 1.02), xlim=(0.8, turns[-1] + 0.2))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=4)
     return figure
 
 
@@ -63,9 +65,10 @@ def relative_success(evidence: Evidence) -> Figure:
         axes.plot(turns, [mean for mean, _, _ in found], dash, color=colour, label=method)
         axes.fill_between(turns, [low for _, low, _ in found], [high for _, _, high in found], color=colour, alpha=0.15)
     axes.axhline(0, color=GREY, linewidth=1)
-    axes.set(xlabel="turn t", ylabel=f"SR@t less that of {baseline}", xlim=(1, turns[-1]))
+    axes.set(xlabel="turn t", ylabel=f"SR@t less that of {baseline}", xlim=(0.8, turns[-1] + 0.2))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", fontsize=8, ncols=4)
     return figure
 
 

@@ -95,7 +95,7 @@ def _read_items(table: Rows, bins: int, notes: list[str]) -> _Items:
         if name.casefold() in (other.casefold() for other in header[:place]):
             raise InputError(f"{table.path}: column {place + 1}: {name!r} stands there twice; must be once")
     known = {name.casefold(): place for place, name in enumerate(header) if name.casefold() in ("id", "name")}
-    names, keys = _item_names(table, known)
+    names, keys = _item_names(table, known, notes)
     types: list[str] = []
     values: list[tuple[str, ...]] = []
     pairs: list[tuple[int, int]] = []
@@ -126,9 +126,10 @@ def _read_items(table: Rows, bins: int, notes: list[str]) -> _Items:
     return _Items(names, keys, tuple(types), tuple(values), json_tables.as_pairs(pairs))
 
 
-def _item_names(table: Rows, known: dict[str, int]) -> tuple[tuple[str, ...], dict[str, int]]:
+def _item_names(table: Rows, known: dict[str, int], notes: list[str]) -> tuple[tuple[str, ...], dict[str, int]]:
     """Names to show, and the item of each id and name by which interactions may call it."""
     if not known:
+        notes.append("no column name or id: items are called item 0, item 1 and so on, as the rows come")
         names = tuple(f"item {place}" for place in range(len(table.rows)))
         return names, {name: place for place, name in enumerate(names)}
     column = "id" if "id" in known else "name"
