@@ -2,10 +2,9 @@
 
 from apps.crs.unicorn.history import HistoryFeatures, restore
 from apps.crs.unicorn.network import UnicornNetwork, UnicornPolicy
-from apps.crs.unicorn.policy import load, policy_of, save
 from apps.crs.unicorn.ranking import RandomItems
 from apps.crs.unicorn.settings import UnicornSettings
-from apps.crs.unicorn.training import UnicornDQN, new_choice, new_unicorn, warm_start
+from apps.crs.unicorn.training import UnicornDQN, new_choice, new_unicorn, policy_of, warm_start
 
 __all__ = [
     "HistoryFeatures",
@@ -14,11 +13,9 @@ __all__ = [
     "UnicornNetwork",
     "UnicornPolicy",
     "UnicornSettings",
-    "load",
     "new_choice",
     "new_unicorn",
     "policy_of",
     "restore",
-    "save",
     "warm_start",
 ]

@@ -10,6 +10,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor
 
 from apps.crs.demonstrations import demonstrations
+from apps.crs.learned import QPolicy
 from apps.crs.policies import Policy
 from apps.crs.unicorn.history import HistoryFeatures, restore
 from apps.crs.unicorn.network import UnicornNetwork, UnicornPolicy
@@ -171,3 +172,14 @@ def new_unicorn(
         seed=seed,
         device=device,
     )
+
+
+def policy_of(model: UnicornDQN, world: Conversation | None = None) -> QPolicy:
+    """The greedy policy of a learner, as it stands and as it will stand when it has learnt further.
+
+    Args:
+        model: the learner.
+        world: where to act; by default where it learns.
+    """
+    network = model.network
+    return QPolicy(new_choice(world or network.world, network.settings), network)
