@@ -14,7 +14,8 @@ from apps.crs.policies import Policy
 from core.errors import InputError
 from core.simulation import tree
 from simulators.crs.catalogue import Ids
-from simulators.crs.conversation import NONE, Conversation, Dialogue, Noise
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import NONE, Dialogue, Noise
 
 ASKED, LISTED, OVER = 0, 1, -1
 """What was done in a turn."""

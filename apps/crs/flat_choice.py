@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from apps.crs.policies import Policy
 from core.simulation.simulator import Step, Variable
 from simulators.crs import selection
-from simulators.crs.conversation import LIST_REJECTED, NO, YES, Conversation, Dialogue, Noise
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import LIST_REJECTED, NO, YES, Dialogue, Noise
 from simulators.crs.selection import Observation
 
 ASK_SUCCEEDED, ASK_FAILED, LIST_FAILED = 1.0, -1.0, -2.0

@@ -17,7 +17,8 @@ from core.simulation import tree
 from core.simulation.simulator import Step, Variable
 from simulators.crs import selection
 from simulators.crs.choice import CandidateChoice, EntropyRanking, Options
-from simulators.crs.conversation import NONE, Conversation, Dialogue, Noise
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import NONE, Dialogue, Noise
 from simulators.crs.features import BOUND, CompactFeatures
 from simulators.crs.selection import Observation
 

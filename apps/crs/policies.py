@@ -16,7 +16,8 @@ from core.errors import InputError
 from core.simulation import tree
 from simulators.crs import selection
 from simulators.crs.choice import CandidateChoice, EntropyRanking, Ranking
-from simulators.crs.conversation import NONE, Conversation, Dialogue
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import NONE, Dialogue
 from simulators.crs.features import CompactFeatures
 from simulators.crs.selection import Observation, Selection
 

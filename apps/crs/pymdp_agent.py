@@ -26,7 +26,8 @@ from core.errors import InputError, require
 from core.simulation import tree
 from simulators.crs import selection
 from simulators.crs.belief import Belief
-from simulators.crs.conversation import LIST_ACCEPTED, LIST_REJECTED, NO, NONE, YES, Conversation
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import LIST_ACCEPTED, LIST_REJECTED, NO, NONE, YES
 from simulators.crs.selection import Observation
 
 MOST_ITEMS, MOST_ACTIONS = 512, 128

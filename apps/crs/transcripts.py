@@ -16,7 +16,7 @@ from apps.crs.evaluation import ASKED, LISTED, OVER
 from core import files
 from core.errors import InputError
 from simulators.crs import Catalogue
-from simulators.crs.conversation import DO_NOT_CARE, LIST_ACCEPTED, LIST_REJECTED, NO, YES
+from simulators.crs.dialogue import DO_NOT_CARE, LIST_ACCEPTED, LIST_REJECTED, NO, YES
 from simulators.crs.rules import Question
 
 ANSWERS = {

@@ -17,7 +17,8 @@ from torch import Tensor
 from core.errors import InputError
 from core.simulation.simulator import Step, Variable
 from simulators.crs import selection
-from simulators.crs.conversation import NONE, Conversation, Dialogue, Noise
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import NONE, Dialogue, Noise
 from simulators.crs.selection import Observation, Selection
 
 

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from simulators.crs.conversation import NONE, Conversation
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import NONE
 
 Selection = Literal["weighted_entropy", "entropy", "preference", "random"]
 Observation = Mapping[str, Tensor]

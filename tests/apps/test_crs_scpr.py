@@ -13,7 +13,8 @@ from apps.crs.training import QLearning, new_dqn
 from core.rl import PPO
 from core.simulation import GymEnv, SB3VecEnv, tree
 from simulators.crs import selection
-from simulators.crs.conversation import DO_NOT_CARE, LIST_ACCEPTED, LIST_REJECTED, NO, UNASKED, YES, Conversation
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import DO_NOT_CARE, LIST_ACCEPTED, LIST_REJECTED, NO, UNASKED, YES
 from simulators.crs.generated import Generated, generate
 from simulators.crs.rules import Rules
 from tests.simulators.crs_cases import QUESTIONS, SMALL, conversation, embedded, written_out

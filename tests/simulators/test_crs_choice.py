@@ -14,7 +14,7 @@ from core.simulation import GymEnv, GymVectorEnv, SB3VecEnv, tree
 from simulators.crs import selection
 from simulators.crs.belief import Belief
 from simulators.crs.choice import CandidateChoice, EntropyRanking
-from simulators.crs.conversation import Noise
+from simulators.crs.dialogue import Noise
 from simulators.crs.environment import factorised
 from simulators.crs.features import CompactFeatures
 from simulators.crs.generated import PRESETS, generate

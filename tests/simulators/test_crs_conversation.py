@@ -10,7 +10,7 @@ from scipy import stats
 from core.errors import InputError
 from core.simulation import tree
 from simulators.crs import Conversation, Embeddings, Rewards, Rules
-from simulators.crs.conversation import Noise
+from simulators.crs.dialogue import Noise
 from simulators.crs.generated import Generated, generate
 from tests.simulators.crs_cases import QUESTIONS, SMALL, SlowDialogue, conversation, embedded, written_out
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from simulators.crs.conversation import NONE, Conversation, Dialogue
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import NONE, Dialogue
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from apps.crs.chat.turns import Turn, Why
 from apps.crs.policies import Policy
 from core.errors import InputError
 from simulators.crs import selection
-from simulators.crs.conversation import NONE, Conversation, Dialogue, Reply
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import NONE, Dialogue, Reply
 
 SAYS = {
     ("ask", False): ("yes", "no", "unknown"),

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from apps.crs.chat.constraints import Constraint
 from simulators.crs import selection
-from simulators.crs.conversation import Conversation, Dialogue
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import Dialogue
 from simulators.crs.features import SHARPNESS
 from simulators.crs.storage import UNTYPED
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from core.errors import InputError
 from simulators.crs.choice import CandidateChoice, Options
-from simulators.crs.conversation import DO_NOT_CARE, LIST_ACCEPTED, LIST_REJECTED, NO, NONE, YES, Conversation, Dialogue
+from simulators.crs.conversation import Conversation
+from simulators.crs.dialogue import DO_NOT_CARE, LIST_ACCEPTED, LIST_REJECTED, NO, NONE, YES, Dialogue
 from simulators.crs.selection import Observation
 
 
