@@ -100,8 +100,9 @@ def new_dqn(
     *,
     policy: Literal["ActionSetPolicy", "MlpPolicy"],
     device: str,
+    **further: Any,
 ) -> DemonstrationDQN:
-    """A learner on dialogues of ``choice``, plain unless somebody demonstrates something.
+    """A learner on dialogues of ``choice``, plain unless somebody demonstrates something; ``further`` are its arguments.
 
     A seed restarts the generators of the process; None leaves them alone, for a network whose weights will be read.
     """
@@ -110,7 +111,9 @@ def new_dqn(
     kwargs["optimizer_kwargs"] = {"weight_decay": settings.weight_decay}
     if policy == "ActionSetPolicy":
         kwargs["dropout"] = settings.dropout
-    return DemonstrationDQN(policy, env, policy_kwargs=kwargs, seed=seed, device=device, **settings.options())
+    return DemonstrationDQN(
+        policy, env, policy_kwargs=kwargs, seed=seed, device=device, **settings.options(), **further
+    )
 
 
 def loss_of(played: xr.Dataset) -> float:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from apps.crs import unicorn
@@ -22,7 +22,7 @@ from apps.crs.policies import Policy, Threshold
 from apps.crs.question_policy import QuestionPolicy, QuestionSettings
 from apps.crs.scpr import ScprChoice
 from apps.crs.training import STATE, WEIGHTS, QLearning, load_weights, new_dqn, save_weights, train
-from core.rl import DQN
+from core.errors import InputError
 from core.rl.demonstrations import DemonstrationDQN
 from core.seeds import stream
 from core.simulation.simulator import Simulator
@@ -50,13 +50,17 @@ class Learner(Method):
         """The policy that follows the network."""
         raise NotImplementedError
 
-    def warm_start(self, model: DQN, bench: Workbench, seed: int) -> None:
+    def further(self) -> dict[str, Any]:
+        """Further arguments of the learner."""
+        return {}
+
+    def warm_start(self, model: DemonstrationDQN, bench: Workbench, seed: int) -> None:
         """What comes before the training; nothing by default."""
 
     def make(self, bench: Workbench, seed: int) -> None:
         """Train the network."""
-        choice = self.choice(bench.opened.world)
-        model = new_dqn(choice, self.learning, stream(seed, self.name), policy=self.policy_name, device=bench.device)
+        choice, own = self.choice(bench.opened.world), stream(seed, self.name)
+        model = new_dqn(choice, self.learning, own, policy=self.policy_name, device=bench.device, **self.further())
         if not (bench.checkpoint / STATE).exists():
             self.warm_start(model, bench, seed)
         train(
@@ -90,6 +94,16 @@ class DemonstrationSettings(Config):
     """That are shown."""
     pretraining: int = Field(default=300, ge=0)
     """Gradient steps on them alone, before the training."""
+    share: float = Field(default=0.25, ge=0, lt=1)
+    """Of each batch."""
+    regulariser: Literal["margin", "kl"] = "margin"
+    """The demonstrated action is to be the best by a margin, or the policy near one cloned from the demonstrations."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.regulariser == "kl" and not self.pretraining:
+            raise InputError("pretraining: 0; must be at least 1 with regulariser kl, to clone the demonstrator")
+        return self
 
     def policy(self, world: Conversation, belief: BeliefSettings | None) -> Policy:
         """The demonstrator."""
@@ -130,10 +144,15 @@ class DQNMethod(Learner):
         assert isinstance(choice, CandidateChoice)
         return QPolicy(choice, q_net, relaxes=self.ranked_by_belief)
 
-    def warm_start(self, model: DQN, bench: Workbench, seed: int) -> None:
+    def further(self) -> dict[str, Any]:
+        """How demonstrations are learned from."""
+        if self.shown is None:
+            return {}
+        return {"demonstration_share": self.shown.share, "regulariser": self.shown.regulariser}
+
+    def warm_start(self, model: DemonstrationDQN, bench: Workbench, seed: int) -> None:
         """Learn from the demonstrations."""
         if self.shown is not None:
-            assert isinstance(model, DemonstrationDQN)
             world = bench.opened.world
             shown = demonstrations(
                 self.choice(world), self.shown.policy(world, self.belief), self.shown.dialogues, seed
