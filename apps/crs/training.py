@@ -102,7 +102,7 @@ def new_dqn(
     device: str,
     **further: Any,
 ) -> DemonstrationDQN:
-    """A learner on dialogues of ``choice``, plain unless somebody demonstrates something; ``further`` are its arguments.
+    """A learner on dialogues of ``choice``, plain unless somebody demonstrates something.
 
     A seed restarts the generators of the process; None leaves them alone, for a network whose weights will be read.
     """

@@ -119,6 +119,22 @@ def test_every_method_is_made_and_played_from_its_folder(tmp_path, kind):
     assert (once["rank"].values > 0).any()
 
 
+@pytest.mark.parametrize("regulariser", ["margin", "kl"])
+def test_a_network_that_is_shown_dialogues_differs_from_one_that_is_not(tmp_path, regulariser):
+    shown = {"regulariser": regulariser, "dialogues": 10, "pretraining": 3}
+    plain, taught = ({"name": "DQN", **QUICK["dqn"]} | extra for extra in ({}, {"shown": shown}))
+    found = []
+    for name, settings in (("plain", plain), ("taught", taught)):
+        make_policy(tmp_path / name, product(METHODS["dqn"].model_validate(settings)))
+        found.append((tmp_path / name / "method" / "q_network.safetensors").read_bytes())
+    assert found[0] != found[1]
+
+
+def test_a_clone_needs_pretraining():
+    with pytest.raises(ValueError, match="pretraining: 0; must be at least 1 with regulariser kl"):
+        METHODS["dqn"].model_validate({"name": "DQN", "shown": {"regulariser": "kl", "pretraining": 0}})
+
+
 def test_progress_goes_from_nothing_to_all(tmp_path):
     shares = []
     make_policy(tmp_path / "p", product(), progress=lambda share, said: shares.append(share))
