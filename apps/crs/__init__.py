@@ -11,7 +11,7 @@ Example: rules on a generated catalogue.
     cases = Cases.of(world, catalogue.pairs("test"), seed=0)
     for policy in (AbsGreedy(world), MaxEntropy(world), Threshold(world, 100), ActiveInference(world)):
         played = evaluate(world, policy, cases)
-        print(type(policy).__name__, {name: round(float(values.mean()), 3) for name, values in measures(played).items()})
+        print(type(policy).__name__, {name: f"{values.mean():.3f}" for name, values in measures(played).items()})
 
 Example: your own policy, which sees all but the target.
 
