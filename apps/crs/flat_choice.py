@@ -157,13 +157,13 @@ class FlatPolicy(Policy):
 
     def __init__(self, choice: FlatChoice, network: nn.Module, *, samples: bool = False, seed: int = 0) -> None:
         super().__init__(choice.world, seed=seed)
-        self.choice, self.network, self.samples = choice, network.to(choice.world.device).eval(), samples
+        self.choice, self.network, self.samples = choice, network.to(choice.world.device), samples
 
     @torch.no_grad()
     def __call__(self, observation: Observation, state: Any = None) -> Tensor:
         """See the class."""
         view = self.choice.view(observation)
-        numbers = self.network(view.seen).masked_fill(~view.mask, -torch.inf)
+        numbers = self.network.eval()(view.seen).masked_fill(~view.mask, -torch.inf)
         if self.samples:
             chosen = torch.multinomial(numbers.softmax(1), 1, generator=self.generator).squeeze(1)
         else:

@@ -281,7 +281,7 @@ class GroupedPolicy(Policy):
 
     def __init__(self, choice: GroupedChoice, q_net: nn.Module) -> None:
         super().__init__(choice.world)
-        self.choice, self.q_net = choice, q_net.eval()
+        self.choice, self.q_net = choice, q_net
 
     @torch.no_grad()
     def __call__(self, observation: Observation, state: Any = None) -> Tensor:
@@ -294,7 +294,7 @@ class GroupedPolicy(Policy):
 
     def _best(self, observation: Observation, groups: Groups, group: Tensor) -> Tensor:
         seen = self.choice.seen(observation, groups, group)
-        values: Tensor = self.q_net(seen)
+        values: Tensor = self.q_net.eval()(seen)
         return values.masked_fill(~seen["mask"], -torch.inf).argmax(1)
 
 

@@ -24,13 +24,14 @@ class QPolicy(Policy):
 
     def __init__(self, choice: CandidateChoice, q_net: nn.Module, *, relaxes: bool = False) -> None:
         super().__init__(choice.world)
-        self.choice, self.q_net, self.relaxes = choice, q_net.eval(), relaxes
+        self.choice, self.q_net, self.relaxes = choice, q_net, relaxes
 
     @torch.no_grad()
     def valued(self, observation: Observation) -> tuple[Tensor, Options]:
         """``(B, K_p + K_v)`` values, -inf for what is not allowed, and the options."""
         seen, options = self.choice.seen(observation)
-        values: Tensor = self.q_net(seen)
+        # Whoever trains it leaves it in training, with dropout.
+        values: Tensor = self.q_net.eval()(seen)
         return values.masked_fill(~seen["mask"], -torch.inf), options
 
     def __call__(self, observation: Observation, state: Any = None) -> Tensor:

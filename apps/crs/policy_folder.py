@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from apps.crs.embedding import fit_embeddings
+from apps.crs.embedding import Progress, fit_embeddings
 from apps.crs.policies import Policy
 from apps.crs.problem import Opened
 from apps.crs.products import PolicyProduct
@@ -34,7 +34,6 @@ OWN = (RECORD, CHECKPOINT, METHOD, EMBEDDINGS, CATALOGUE, JOURNAL, REQUEST)
 """All that is written into the folder; the request is removed last, so that a clearing that was stopped can go on."""
 EMBEDDING_SHARE = 0.1
 """Of the progress."""
-Progress = Callable[[float, str], None]
 
 
 @dataclass

@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from apps.crs.embedding import Progress
 from core.checkpoint import Checkpoint
 from core.errors import InputError
 from core.rl import TrainingDiverged
@@ -28,7 +29,6 @@ from core.study import Config
 
 Choose = Callable[[Tensor, Tensor, Any], Tensor]
 """Actions ``(n,)`` for observations ``(n, F)``, masks ``(n, A)`` and states."""
-Progress = Callable[[float, str], None]
 STEP, RUN, WEIGHT = "step", "run", "weight."
 """Names in a checkpoint: steps done, a number that tells which training it belongs to, and what begins a weight's."""
 

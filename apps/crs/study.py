@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Annotated, ClassVar, Self
 
 import xarray as xr
@@ -60,6 +61,12 @@ class CRSStudy(Study):
             if twice:
                 raise InputError(f"{what}: {', '.join(sorted(twice))} stands there twice; names must differ")
         return self
+
+    def cautions(self) -> list[str]:
+        """What is left out."""
+        if self.agreement is None or find_spec("pymdp") is not None:
+            return []
+        return ['pymdp is not installed: the claim about it is not decided; pip install "szilard[crs]" brings it']
 
     @property
     def every_seed(self) -> Sequence[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 from torch import Tensor, nn
 
+from apps.crs.embedding import Progress
 from apps.crs.evaluation import Cases, evaluate
 from apps.crs.metrics import measures
 from apps.crs.policies import Policy
@@ -32,7 +32,6 @@ from core.study import Config
 from simulators.crs.catalogue import Ids
 
 WEIGHTS, LOOKS, STATE = "q_network.safetensors", "training.json", "state.safetensors"
-Progress = Callable[[float, str], None]
 
 
 class QLearning(Config):
@@ -199,8 +198,6 @@ class BestOnHeldOut(BaseCallback):
 
     def look(self) -> None:
         """Judge the policy now."""
-        # Behind the last gradient steps its network is still in training, with dropout.
-        self.model.policy.set_training_mode(False)
         played = evaluate(self.policy.world, self.policy, self.cases, batch=self.batch)
         found = {name: float(values.mean()) for name, values in measures(played).items()}
         success = float((played["rank"].values > 0).mean())

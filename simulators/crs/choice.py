@@ -106,7 +106,6 @@ class CandidateChoice:
         questions: K_p.
         items: K_v; 0 for one action that recommends the best list.
         ranking: what is worth asking and recommending.
-        shortcut: only recommending is allowed once all candidates fit into a list, as in the published evaluation.
 
     Raises:
         InputError: K_p below 1, or K_v above the length of a list.
@@ -122,13 +121,12 @@ class CandidateChoice:
         questions: int = 10,
         items: int = 0,
         ranking: Ranking = EntropyRanking(),
-        shortcut: bool = False,
     ) -> None:
         if questions < 1:
             raise InputError(f"questions = {questions}: must be at least 1")
         if not 0 <= items <= world.rules.list_length:
             raise InputError(f"items = {items}: must be 0 to {world.rules.list_length}, the length of a list")
-        self.world, self.features, self.ranking, self.shortcut = world, features, ranking, shortcut
+        self.world, self.features, self.ranking = world, features, ranking
         self.slots, self.items = questions, items
 
     @property
@@ -182,8 +180,6 @@ class CandidateChoice:
         """``(B, K_p + K_v)`` bool, what is allowed."""
         rules = self.world.rules
         asks = (options.question >= 0) & rules.may_ask(observation["turn"]).unsqueeze(1)
-        if self.shortcut:
-            asks = asks & (observation["candidate"].sum(1) > rules.list_length).unsqueeze(1)
         lists = options.item[:, : max(self.items, 1)] >= 0
         lists[:, 0] = True
         return torch.cat([asks, lists], 1)

@@ -27,11 +27,11 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def choice(question="binary", items=0, belief=None, questions=4, shortcut=False, ranking=None, **rules):
+def choice(question="binary", items=0, belief=None, questions=4, ranking=None, **rules):
     world = conversation(CATALOGUE, question=question, **rules)
     ranking = EntropyRanking() if ranking is None else ranking
     features = CompactFeatures(belief)
-    return CandidateChoice(world, features, questions=questions, items=items, ranking=ranking, shortcut=shortcut)
+    return CandidateChoice(world, features, questions=questions, items=items, ranking=ranking)
 
 
 def played(env, turns=4, batch=16, seed=0):
@@ -134,19 +134,6 @@ def test_the_last_turn_allows_only_lists_with_turns_of_the_paper():
             questions = torch.zeros(len(state.dialogue.turn), dtype=torch.int64)
             step = env.step(state, questions, env.noise(len(questions), seeded()))
             state = tree.take(step.state, ~step.terminated)
-
-
-def test_the_shortcut_allows_only_lists_once_all_candidates_fit_into_one():
-    env = choice(shortcut=True)
-    seen_few = False
-    for state in played(env, turns=5):
-        few = state.dialogue.candidate.sum(1) <= 10
-        mask = env.action_mask(state)
-        assert not bool(mask[few, :4].any())
-        assert bool(mask[:, 4].all())
-        assert bool(mask[~few, :4].any(1).all())
-        seen_few |= bool(few.any())
-    assert seen_few
 
 
 def test_nothing_left_to_ask_leaves_the_list():

@@ -233,7 +233,7 @@ class UnicornMethod(Method):
     def open(self, world: Conversation, directory: Path, seed: int) -> Policy:
         """See ``Method``."""
         small = self.settings.model_copy(update={"memory": 1, "envs": 1})
-        model = unicorn.new_unicorn(world, small, 0, device=world.device)
+        model = unicorn.new_unicorn(world, small, None, device=world.device)
         load_weights(model.q_net, directory / WEIGHTS)
         return unicorn.policy_of(model)
 

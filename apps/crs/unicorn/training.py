@@ -63,16 +63,6 @@ class UnicornDQN(DemonstrationDQN):
         """See ``DQN``; both networks read the same graphs, which are built once."""
         return super().next_values(replace(batch, next_observations=self.network.scene(batch.next_observations)))
 
-    def train(self, gradient_steps: int, batch_size: int = 100) -> None:
-        """See ``DQN``; the dropout is off again behind it, for whoever acts with the network."""
-        super().train(gradient_steps, batch_size)
-        self.policy.set_training_mode(False)
-
-    def pretrain(self, updates: int) -> None:
-        """See ``DemonstrationDQN``; the dropout is off again behind it."""
-        super().pretrain(updates)
-        self.policy.set_training_mode(False)
-
     def _choose(self, observations: Any, masks: Tensor | None, epsilon: float) -> Tensor:
         if not self.official_exploration or epsilon <= 0 or masks is None:
             return super()._choose(observations, masks, epsilon)
@@ -125,9 +115,11 @@ def warm_start(model: UnicornDQN, demonstrator: Policy, seed: int) -> None:
 
 
 def new_unicorn(
-    world: Conversation, settings: UnicornSettings, seed: int, *, device: torch.device | str = "cpu"
+    world: Conversation, settings: UnicornSettings, seed: int | None, *, device: torch.device | str = "cpu"
 ) -> UnicornDQN:
     """A learner on dialogues of ``world``, which has to be on the same device.
+
+    A seed restarts the generators of the process; None leaves them alone, for a network whose weights will be read.
 
     Raises:
         InputError: as ``new_choice`` and ``UnicornNetwork``.
