@@ -25,7 +25,7 @@ add_series_commands(app)
 def show_leaderboard(
     directory: Annotated[
         Path | None,
-        typer.Argument(metavar="DIR", help="Folder that run has written.  [default: the published results]"),
+        typer.Argument(metavar="DIR", help="Folder that run has written.  \\[default: the published results]"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Also write it, every pair, every system and the published numbers as CSV here.")

@@ -60,7 +60,7 @@ def forecast(
     resample: ResampleOption = None,
     drop_gaps: DropGapsOption = False,
     holdout: Annotated[int, typer.Option(help="Last samples to leave out and to show as the truth.", min=0)] = 0,
-    lyapunov: Annotated[float | None, typer.Option(help="Largest exponent.  [default: estimated]")] = None,
+    lyapunov: Annotated[float | None, typer.Option(help="Largest exponent.  \\[default: estimated]")] = None,
     level: Annotated[float, typer.Option(help="Nominal coverage of the intervals.")] = 0.9,
     origins: Annotated[int, typer.Option(help="Past forecasts that the intervals rest on, at most.", min=2)] = 40,
     normalize: NormalizeOption = Normalize.train_zscore,
@@ -140,7 +140,7 @@ def recommend(
     file: FileArgument,
     horizon: HorizonOption = 200,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="To try; may be repeated.  [default: all that fit]")
+        list[str] | None, typer.Option("--method", help="To try; may be repeated.  \\[default: all that fit]")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="NetCDF file of the scores from every origin.")] = None,
     channel: ChannelOption = None,

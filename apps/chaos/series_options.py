@@ -36,10 +36,10 @@ FileArgument = Annotated[
     Path, typer.Argument(metavar="FILE", help="A series: .csv, .tsv, .txt, .parquet, .nc or .zarr.")
 ]
 ChannelOption = Annotated[
-    list[str] | None, typer.Option("--channel", help="Column or variable; may be repeated.  [default: all]")
+    list[str] | None, typer.Option("--channel", help="Column or variable; may be repeated.  \\[default: all]")
 ]
 TimeOption = Annotated[
-    str | None, typer.Option(help="Column or dimension of time, or none.  [default: found by name or order]")
+    str | None, typer.Option(help="Column or dimension of time, or none.  \\[default: found by name or order]")
 ]
 SelectOption = Annotated[
     list[str] | None,

@@ -61,7 +61,7 @@ def simulate(
     trajectories: Annotated[int, typer.Option(help="From different initial states.", min=1)] = 1,
     noise: Annotated[float, typer.Option(help="Noise, in standard deviations of each channel.", min=0)] = 0.0,
     channel: Annotated[
-        list[str] | None, typer.Option("--channel", help="Channel to keep; may be repeated.  [default: all]")
+        list[str] | None, typer.Option("--channel", help="Channel to keep; may be repeated.  \\[default: all]")
     ] = None,
     seed: SeedOption = 0,
     overrides: Set = None,

@@ -205,7 +205,7 @@ def tune(
     parameter: ParameterOption = None,
     replicates: Annotated[int, typer.Option(help="Episodes a grid point.", min=1, max=100_000)] = 100,
     points: Annotated[
-        int | None, typer.Option(help="Points on each axis.  [default: the paper's]", min=2, max=1001)
+        int | None, typer.Option(help="Points on each axis.  \\[default: the paper's]", min=2, max=1001)
     ] = None,
     fresh: Annotated[int, typer.Option(help="Fresh episodes for the tuned rule.", min=2, max=1_000_000)] = 2000,
     years: YearsOption = YEARS,

@@ -107,7 +107,7 @@ def train_prior(
     ema: Annotated[
         float | None,
         typer.Option(
-            help="U-Net: share of the averaged weights that a step keeps.  [default: .999, less of few steps]"
+            help="U-Net: share of the averaged weights that a step keeps.  \\[default: .999, less of few steps]"
         ),
     ] = None,
     precision: PrecisionOption = PrecisionName.float32,
@@ -194,10 +194,10 @@ def acquire(
     initial: Annotated[
         int | None, typer.Option(help="Central lines first; 1, or 16 with several coils.", min=0)
     ] = None,
-    scale: Annotated[float | None, typer.Option(help="Factor for the file's numbers.  [default: by the norm]")] = None,
+    scale: Annotated[float | None, typer.Option(help="Times the file's numbers.  \\[default: by the norm]")] = None,
     precision: PrecisionOption = PrecisionName.float32,
     sampler: Annotated[Sampler, typer.Option(help="Diffusion, or a mixture's exact posterior.")] = Sampler.dps,
-    steps: Annotated[int | None, typer.Option(help="Diffusion steps.  [default: 1000; mixture: 40]", min=1)] = None,
+    steps: Annotated[int | None, typer.Option(help="Diffusion steps.  \\[default: 1000; mixture: 40]", min=1)] = None,
     particles: Annotated[int, typer.Option(help="Posterior samples.", min=2)] = 16,
     omega: Annotated[float, typer.Option(help="Guidance weight.", min=0)] = 1.0,
     norm: Annotated[Norm, typer.Option(help="Residual norm of each particle, or of all.")] = Norm.per_particle,
@@ -299,7 +299,8 @@ def compare(
     ] = None,
     budgets: Annotated[str, typer.Option(help="Actions, the initial ones included.")] = "8",
     methods: Annotated[
-        str | None, typer.Option(help="What is compared; szilard schema mri lists all.  [default: ADS and fixed masks]")
+        str | None,
+        typer.Option(help="What to compare; szilard schema mri lists all.  \\[default: ADS and fixed masks]"),
     ] = None,
     subjects: Annotated[int, typer.Option(help="Test images.", min=2)] = 16,
     size: SizeOption = None,

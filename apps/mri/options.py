@@ -61,7 +61,7 @@ ImagesArgument = Annotated[
 
 
 SizeOption = Annotated[
-    int | None, typer.Option(help="Rows and columns.  [default: 32; digits: 8; a file's own]", min=8, max=1024)
+    int | None, typer.Option(help="Rows and columns.  \\[default: 32; digits: 8; a file's own]", min=8, max=1024)
 ]
 ComplexOption = Annotated[
     bool, typer.Option("--complex", help="Of a file: make real images complex, for k-space lines, of --size.")

@@ -76,8 +76,8 @@ ActionsOption = Annotated[
 ]
 RuleOption = Annotated[RuleName, typer.Option("--rule", help="Rule of exploration.")]
 OracleOption = Annotated[OracleName, typer.Option("--oracle", help="Regression.")]
-GammaOption = Annotated[float | None, typer.Option(help="Of the IGW rules.  [default: 1000]")]
-EpsilonOption = Annotated[float | None, typer.Option(help="Of the epsilon rules.  [default: 0.05]")]
+GammaOption = Annotated[float | None, typer.Option(help="Of the IGW rules.  \\[default: 1000]")]
+EpsilonOption = Annotated[float | None, typer.Option(help="Of the epsilon rules.  \\[default: 0.05]")]
 FloorOption = Annotated[float | None, typer.Option(help="Share of uniform decisions mixed into any rule.")]
 
 
@@ -186,7 +186,7 @@ def train(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="About rare declines, such as method=downsample; may be repeated."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Of the policy.  [default: the folder's]")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the policy.  \\[default: the folder's]")] = None,
     window: Annotated[int | None, typer.Option(help="Learn from the last so many generations.", min=1)] = None,
     rows: Annotated[int, typer.Option(help="Learn from about so many rows.", min=100)] = 1_000_000,
     hold_out: Annotated[

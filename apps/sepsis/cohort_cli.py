@@ -51,9 +51,9 @@ def simulate(
     world: Annotated[World, typer.Option(help="The simulator.")] = World.sepsis44,
     patients: Annotated[int, typer.Option(help="How many.", min=20)] = 2000,
     seed: SeedOption = 0,
-    temperature: Annotated[float | None, typer.Option(help="sepsis44: spread of the doses.  [default: 0.8]")] = None,
-    bias: Annotated[float | None, typer.Option(help="sepsis44: fluid given too much, levels.  [default: 0.8]")] = None,
-    kappa: Annotated[float | None, typer.Option(help="icusepsis44: spread of a cluster.  [default: 1]")] = None,
+    temperature: Annotated[float | None, typer.Option(help="sepsis44: spread of the doses.  \\[default: 0.8]")] = None,
+    bias: Annotated[float | None, typer.Option(help="sepsis44: levels of fluid too much.  \\[default: 0.8]")] = None,
+    kappa: Annotated[float | None, typer.Option(help="icusepsis44: spread of a cluster.  \\[default: 1]")] = None,
     minari: Annotated[
         str | None, typer.Option(metavar="ID", help="Also write a Minari dataset, such as sepsis/physician-v0.")
     ] = None,
@@ -105,9 +105,9 @@ def ingest(
     layout: Annotated[Layout, typer.Option(help="Of the file.")] = Layout.auto,
     column_map: Annotated[Path | None, typer.Option(help="YAML: NAME: column in the file.")] = None,
     split_seed: Annotated[int, typer.Option(help="Of the split by patient.", min=0)] = 5568,
-    horizon: Annotated[int | None, typer.Option(help="Keep so many first steps.  [default: all]", min=2)] = None,
+    horizon: Annotated[int | None, typer.Option(help="Keep so many first steps.  \\[default: all]", min=2)] = None,
     mortality: Annotated[
-        str | None, typer.Option(help="AI-Clinician: column that says who died.  [default: died within 48 h]")
+        str | None, typer.Option(help="AI-Clinician: column that says who died.  \\[default: died within 48 h]")
     ] = None,
     recompute_scores: Annotated[bool, typer.Option(help="Put SOFA and SIRS computed here into the state.")] = False,
     close_gaps: Annotated[bool, typer.Option(help="Close up steps that are not consecutive.")] = False,

@@ -54,7 +54,7 @@ class Training(StrEnum):
 def judge(
     cohort: CohortArgument,
     out: OutOption = Path("runs/judge"),
-    items: Annotated[int | None, typer.Option(help="Features it is shown; 44 is all.  [default: 6]")] = None,
+    items: Annotated[int | None, typer.Option(help="Features it is shown; 44 is all.  \\[default: 6]")] = None,
     rejected: RejectedOption = Rejected.random,
     labels: Annotated[Path | None, typer.Option(help="CSV of clinicians' answers to learn from instead.")] = None,
     add_logged: Annotated[bool, typer.Option(help="Learn from the logged choices beside the labels.")] = False,
@@ -127,7 +127,7 @@ def debate(
     cohort: CohortArgument,
     judge: JudgeArgument,
     out: OutOption = Path("runs/debate"),
-    train: Annotated[Training | None, typer.Option(help="Train debaters first.  [default: use --debaters]")] = None,
+    train: Annotated[Training | None, typer.Option(help="Train debaters first.  \\[default: use --debaters]")] = None,
     debaters: DebatersOption = "first_order",
     confuser: Annotated[bool, typer.Option(help="Also train an attacker against the debaters.")] = False,
     rejected: RejectedOption = Rejected.random,

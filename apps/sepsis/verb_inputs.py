@@ -39,7 +39,7 @@ DebatersOption = Annotated[
 ]
 RedactOption = Annotated[
     bool | None,
-    typer.Option("--redact/--show", help="Withhold values in transcripts.  [default: unless patients are simulated]"),
+    typer.Option("--redact/--show", help="Withhold values in transcripts.  \\[default: unless patients are simulated]"),
 ]
 SubjectsOption = Annotated[int, typer.Option(help="New patients for the truth, where there is a simulator.", min=2)]
 

@@ -76,7 +76,7 @@ SnapshotsOption = Annotated[
     typer.Option(
         help="Resolved snapshots: the folder of dns, NetCDF, Zarr or a folder of MATLAB files; numbers 1-10 are the "
         "reference, 11-15 training, 16-20 evaluation unless --set reference=[1,2,3] ... says otherwise.  "
-        "[default: shipped]"
+        "\\[default: shipped]"
     ),
 ]
 EngineOption = Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")]
@@ -385,9 +385,10 @@ def evaluate(
 def transfer(
     config: Annotated[str, typer.Argument(help="A YAML file with several scenarios, or a packaged study.")],
     train_on: Annotated[
-        list[str] | None, typer.Option(help="Scenario whose agents move; may be repeated.  [default: all with agents]")
+        list[str] | None,
+        typer.Option(help="Scenario whose agents move; may recur.  \\[default: all with agents]"),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: runs/<study>]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.  \\[default: runs/<study>]")] = None,
     overrides: Set = None,
     device: DeviceOption = Device.auto,
     engine: EngineOption = Engine.local,

@@ -47,13 +47,13 @@ def add_study_commands(app: typer.Typer, study: type[Study]) -> None:
     @app.command("run", help=f"Run a study, or go on with one that was stopped.\n\n{_example(name, 'run')}")
     def run(
         config: Annotated[str, config],
-        out: Annotated[Path | None, typer.Option(help="Folder of the results.  [default: runs/<study>]")] = None,
+        out: Annotated[Path | None, typer.Option(help="Folder of the results.  \\[default: runs/<study>]")] = None,
         overrides: Set = None,
         device: DeviceOption = Device.auto,
         engine: Annotated[Engine, typer.Option(help="Processes of this machine, or a Ray cluster.")] = Engine.local,
         address: Annotated[str | None, typer.Option(help="Of a running Ray cluster.", metavar="HOST:PORT")] = None,
         workers: Annotated[
-            int | None, typer.Option(help="Runs at once; 0: in this process.  [default: one a core]")
+            int | None, typer.Option(help="Runs at once; 0: in this process.  \\[default: one a core]")
         ] = None,
         resume: Annotated[bool, typer.Option("--resume/--fresh", help="Keep finished runs, or start anew.")] = True,
         require_claims: Annotated[bool, typer.Option(help="Exit with 1 unless every claim holds.")] = False,
