@@ -37,6 +37,7 @@ APPS = {
         "Treatment policies that can be justified to a judge, and debates that test the judge.", "SepsisStudy"
     ),
     "crs": App("What to ask, what to recommend and when, in dialogues about a catalogue.", "CRSStudy"),
+    "lipreading": App("Silent clips into text, and objectives that train on the error rate.", "LipReadingStudy"),
     "mri": App("Which k-space lines to acquire next, with a posterior at every step.", "MRIStudy"),
 }
 

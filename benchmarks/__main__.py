@@ -24,6 +24,7 @@ BENCHMARKS = (
     "sepsis_dqn",
     "sepsis_simulator",
     "crs",
+    "sequence",
 )
 
 

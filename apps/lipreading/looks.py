@@ -1,0 +1,100 @@
+"""Looks at validation clips while a model learns, and the choice of its best weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from apps.lipreading.models import LipReader
+from apps.lipreading.rewards import characters, spelled
+from apps.lipreading.sources import Corpus
+from core import files
+from core.rl.checkpoint import read_tensors
+from core.seeds import stream
+from core.sequence.batch import TokenBatch
+from core.sequence.edit_distance import edit_distances
+from core.sequence.train import Record, SequencePolicyOptimization
+
+
+@dataclass(frozen=True)
+class Look:
+    """Error rates of characters in a set of clips: all edits over all characters.
+
+    Attributes:
+        update: updates done.
+        greedy: of the most probable symbols.
+        sampled: of one transcript a clip, drawn at temperature 1.
+    """
+
+    update: int
+    greedy: float
+    sampled: float
+
+
+def transcribed(model: LipReader, corpus: Corpus, split: str, seed: int, batch: int = 512) -> list[tuple[TokenBatch, ...]]:
+    """References, most probable and sampled transcripts of all clips of a split, in parts; their contexts are dropped."""
+    found = []
+    for part, seen in enumerate(corpus.batches(split, batch)):  # type: ignore[arg-type]
+        generator = torch.Generator(seen.reference.tokens.device).manual_seed(stream(seed, f"transcripts {part}"))
+        made = (model.sample(seen.clips, 1, corpus.max_length + 4, t, generator=generator) for t in (0.0, 1.0))
+        found.append((seen.reference, *(batch.with_(context=None) for batch in made)))
+    return found
+
+
+def look(model: LipReader, corpus: Corpus, split: str, seed: int, update: int = 0) -> Look:
+    """The error rates of a model; the draws are the same for every model of a seed."""
+    edits, count = torch.zeros(2, dtype=torch.long), 0
+    training = model.training
+    model.eval()
+    for reference, *read in transcribed(model, corpus, split, seed):
+        length = characters(reference)
+        found = [edit_distances(x.tokens, spelled(x), reference.tokens, length).sum() for x in read]
+        edits += torch.stack(found).cpu()
+        count += int(length.sum())
+    model.train(training)
+    return Look(update, *(edits / count).tolist())
+
+
+class Looks:
+    """A callback of the trainer.
+
+    Args:
+        model: that learns.
+        corpus: whose validation clips are looked at.
+        every: updates from one look to the next.
+        folder: in which looks and best weights survive a kill.
+        keep: keep the weights of the smallest greedy error rate.
+        seed: of the samples.
+    """
+
+    RECORD, BEST = "looks.json", "best.safetensors"
+
+    def __init__(self, model: LipReader, corpus: Corpus, every: int, folder: Path, *, keep: bool, seed: int) -> None:
+        self.model, self.corpus, self.every, self.folder, self.keep, self.seed = model, corpus, every, folder, keep, seed
+        record = folder / self.RECORD
+        self.found = [Look(**x) for x in json.loads(record.read_text())] if record.exists() else []
+
+    def __call__(self, trainer: SequencePolicyOptimization, record: Record) -> None:
+        """After an update."""
+        if trainer.step % self.every == 0:
+            self.look(trainer.step)
+
+    def look(self, update: int) -> None:
+        """Look, unless that was done before a kill."""
+        if any(done.update == update for done in self.found):
+            return
+        new = look(self.model, self.corpus, "validation", self.seed, update)
+        if self.keep and all(new.greedy < done.greedy for done in self.found):
+            weights = {name: x.detach().cpu().contiguous() for name, x in self.model.state_dict().items()}
+            files.write(self.folder / self.BEST, safetensors.torch.save(weights))
+        self.found.append(new)
+        files.write(self.folder / self.RECORD, json.dumps([vars(x) for x in self.found]))
+
+    def take_best(self) -> None:
+        """Give the model its best weights, where these were kept."""
+        if (best := self.folder / self.BEST).exists():
+            self.model.load_state_dict(read_tensors(best)[0])

@@ -1,0 +1,67 @@
+"""Training objectives that a study compares: a loss over sampled transcripts beside, or in place of, cross-entropy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from apps.lipreading.rewards import Kind
+from core.errors import InputError
+from core.sequence.advantages import GroupRelative, LeaveOneOut, SemanticEntropyScale
+from core.sequence.losses import MinimumRisk
+from core.sequence.objectives import AnyEstimator, AnyLoss
+from core.study import Config
+
+Weight = Annotated[float, Field(ge=0)]
+OWN_CREDIT = ("pcpg", "minimum_risk")
+"""Losses that read rewards, not advantages."""
+SUPPORTED = (*OWN_CREDIT, "reinforce", "grpo", "clip_cov", "kl_cov", "entropy_bonus", "forking_tokens")
+"""Losses of transcripts that the model has just sampled."""
+
+
+class Method(Config):
+    """One objective: supervised * L_CE + weight * L_policy."""
+
+    name: str = Field(min_length=1)
+    """In tables and figures."""
+    loss: AnyLoss | None = None
+    """Over sampled transcripts; none is cross-entropy alone."""
+    estimator: AnyEstimator | None = None
+    """Of advantages from rewards; the windows of PCPG make their own."""
+    reward: Kind = "cer"
+    """What a transcript earns."""
+    group: int = Field(default=1, ge=1)
+    """Transcripts sampled for a clip."""
+    weights: tuple[Weight, ...] = Field(default=(1.0,), min_length=1)
+    """Of the policy loss; where there are several, the best on validation clips is taken."""
+    supervised: Weight = 1.0
+    """Of the cross-entropy."""
+    replaced: tuple[float, float] = (0.0, 0.0)
+    """Scheduled sampling: share of the decoder's inputs that are the model's own symbols, at first and at last."""
+    own_argmax: bool = False
+    """They are the most probable symbols, in place of sampled ones."""
+    minibatches: int = Field(default=1, ge=1)
+    """Steps on each batch of samples."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if not all(0 <= share <= 1 for share in self.replaced):
+            raise InputError(f"replaced: {self.replaced} is outside [0, 1]")
+        if self.loss is None:
+            return self
+        if self.loss.name not in SUPPORTED:
+            raise InputError(f"loss: {self.loss.name} learns from recorded pairs; allowed: {', '.join(SUPPORTED)}")
+        if self.loss.name in OWN_CREDIT and self.estimator is not None:
+            raise InputError(f"estimator: {self.loss.name} makes its own of the rewards; allowed: null")
+        if self.loss.name not in OWN_CREDIT and self.estimator is None:
+            raise InputError(f"estimator: is required by {self.loss.name}")
+        if self.group < 2 and self.compares:
+            raise InputError(f"group: {self.group}; transcripts of a clip are compared here, at least 2")
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether the transcripts of a clip are compared with each other."""
+        by_loss = isinstance(self.loss, MinimumRisk) or getattr(self.loss, "baseline", "none") == "group"
+        return by_loss or isinstance(self.estimator, LeaveOneOut | GroupRelative | SemanticEntropyScale)

@@ -1,0 +1,187 @@
+"""A trained lip-reader with all it needs to read clips from elsewhere, and how one is made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from apps.lipreading.clips import Clips
+from apps.lipreading.features import EigenLips
+from apps.lipreading.grammars import GRAMMARS
+from apps.lipreading.looks import Look, Looks
+from apps.lipreading.methods import Method
+from apps.lipreading.models import LipReader, build
+from apps.lipreading.models.saving import load_model, save_model
+from apps.lipreading.models.settings import ModelSettings
+from apps.lipreading.sources import Augmentation, Corpus, PackCorpus, Source
+from apps.lipreading.training import Progress, TrainingSettings, train
+from core import files
+from core.errors import InputError
+from core.seeds import stream
+from core.study import Config
+from simulators.lips.grammar import Grammar
+
+MODEL, CURVE = "model.safetensors", "curve.jsonl"
+
+
+class ReaderConfig(Config):
+    """A lip-reader and its training."""
+
+    source: Source
+    """Of the clips."""
+    model: ModelSettings
+    """That learns."""
+    method: Method = Method(name="cross-entropy")
+    """The objective."""
+    training: TrainingSettings = TrainingSettings()
+    """How long and how fast."""
+    looks: int = Field(default=0, ge=0)
+    """At validation clips, evenly over the updates."""
+    best: bool = False
+    """Whether the weights of the best look are kept, in place of the last."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Of weights, order of the clips, noise and dropout."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model that reads clips.
+
+    Attributes:
+        model: in evaluation mode.
+        grammar: of what it has learnt from, None where there is none.
+        max_length: symbols of its longest transcript.
+        lips: features of frames; None where it sees the frames.
+        augmentation: whose middle cut it sees.
+        inputs: ``features``, ``landmarks`` or ``frames``, what it has learnt from.
+        frame_size: height and width in pixels of the frames that ``features`` takes; None where it takes none.
+        looks: at validation clips while it learnt.
+        config: of its training.
+    """
+
+    model: LipReader
+    grammar: Grammar | None
+    max_length: int
+    lips: EigenLips | None
+    augmentation: Augmentation
+    inputs: str
+    frame_size: tuple[int, int] | None
+    looks: list[Look]
+    config: ReaderConfig
+
+    def features(self, frames: Tensor, length: Tensor | None = None) -> Clips:
+        """What the model sees of uint8 frames ``(n, T, H, W)``, of which ``length`` ``(n,)`` are valid.
+
+        Raises:
+            InputError: the model has learnt from something else, or from frames of another size.
+        """
+        if self.inputs != "frames":
+            raise InputError(f"model: has learnt from simulated {self.inputs}; a clip needs one that has from frames")
+        if length is None:
+            length = torch.full((len(frames),), frames.shape[1])
+        frames = self.augmentation.middle(frames)
+        clips = Clips(frames.float() / 255, length) if self.lips is None else self.lips(frames, length)
+        device = next(self.model.parameters()).device
+        return Clips(clips.frames.to(device), clips.length.to(device))
+
+
+def make_reader(
+    config: ReaderConfig,
+    folder: Path,
+    checkpoint: Path,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    """Train a reader and write ``model.safetensors`` and ``curve.jsonl``, one line an update.
+
+    Args:
+        config: of the training.
+        folder: to write into.
+        checkpoint: folder from which an interrupted training goes on, bit for bit.
+        device: to compute on.
+        progress: told the share done and a message.
+
+    Raises:
+        InputError: clips that cannot be read, or that the model does not take.
+        TrainingDiverged: losses stay without a number; the checkpoint has the last good state.
+    """
+    corpus = config.source.open(device)
+    model = fresh_model(config).to(device)
+    callbacks = []
+    if config.looks:
+        every = max(config.training.updates // config.looks, 1)
+        callbacks.append(Looks(model, corpus, every, checkpoint, keep=config.best, seed=config.seed))
+    records = train(
+        model,
+        corpus,
+        config.method,
+        config.training,
+        config.seed,
+        run=config.hash,
+        checkpoint=checkpoint / "state.safetensors",
+        progress=progress,
+        callbacks=callbacks,
+    )
+    extra: dict[str, object] = {"config": config.model_dump(mode="json"), **record_of(corpus)}
+    for looks in callbacks:
+        looks.take_best()
+        extra["looks"] = [vars(x) for x in looks.found]
+    files.write(folder / CURVE, "".join(f"{json.dumps(files.jsonable(record))}\n" for record in records))
+    lips = corpus.lips if isinstance(corpus, PackCorpus) else None
+    save_model(folder / MODEL, model.eval(), extra, None if lips is None else lips.tensors())
+
+
+def fresh_model(config: ReaderConfig) -> LipReader:
+    """The model of a config with the weights that its seed draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream(config.seed, "weights"))
+        return build(config.model)
+
+
+def record_of(corpus: Corpus) -> dict[str, object]:
+    """What must be known of a corpus to read like clips."""
+    grammar = next((name for name, known in GRAMMARS.items() if known is corpus.grammar), None)
+    lips = corpus.lips.record() if isinstance(corpus, PackCorpus) and corpus.lips is not None else None
+    return {"grammar": grammar, "max_length": corpus.max_length, "lips": lips, "frame_size": corpus.frame_size}
+
+
+def open_reader(folder: Path, device: torch.device | str = "cpu") -> Reader:
+    """The reader in a folder that ``make_reader`` has written.
+
+    Raises:
+        InputError: it is absent or damaged.
+    """
+    saved = load_model(folder / MODEL, device)
+    try:
+        config, lips = ReaderConfig.model_validate(saved.extra["config"]), saved.extra["lips"]
+        grammar, longest = saved.extra["grammar"], int(saved.extra["max_length"])
+        size = saved.extra["frame_size"] and tuple(map(int, saved.extra["frame_size"]))
+        eigen = None
+        if lips is not None:
+            eigen = EigenLips(
+                saved.tensors["components"].cpu(),
+                saved.tensors["scale"].cpu(),
+                float(lips["explained"]),
+                int(lips["height"]),
+                int(lips["width"]),
+                bool(lips["differences"]),
+            )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / MODEL}: the record in its header is damaged ({error})") from error
+    source = config.source
+    return Reader(
+        saved.model,
+        GRAMMARS[grammar] if grammar else None,
+        longest,
+        eigen,
+        Augmentation() if source.kind == "simulated" else source.augmentation,
+        source.mode if source.kind == "simulated" else "frames",
+        size,
+        [Look(**x) for x in saved.extra.get("looks", [])],
+        config,
+    )

@@ -1,0 +1,229 @@
+"""Training of a lip-reader: from scratch by cross-entropy, and further by any objective from given weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from apps.lipreading.methods import Method
+from apps.lipreading.models import LipReader
+from apps.lipreading.rewards import characters, reward
+from apps.lipreading.sources import Corpus
+from core.sequence.batch import TokenBatch
+from core.sequence.losses import CTC, CrossEntropy
+from core.sequence.rollouts import Prompts, Rollouts, Supervised
+from core.sequence.scheduled import ScheduledSampling
+from core.sequence.train import Callback, Objective, Record, SequencePolicyOptimization
+from core.study import Config
+from simulators.lips import alphabet
+
+Progress = Callable[[float, str], None]
+
+class Constant(Config):
+    """The same learning rate throughout."""
+
+    kind: Literal["constant"] = "constant"
+    rate: float = Field(default=1e-3, gt=0)
+    """Of Adam."""
+
+    def at(self, update: int, updates: int) -> float:
+        """Learning rate of an update from 0 on."""
+        return self.rate
+
+
+class Cosine(Config):
+    """A learning rate that falls as half a period of a cosine."""
+
+    kind: Literal["cosine"] = "cosine"
+    rate: float = Field(default=4e-3, gt=0)
+    """At first."""
+    final: float = Field(default=5e-4, ge=0)
+    """At last."""
+
+    def at(self, update: int, updates: int) -> float:
+        """Learning rate of an update from 0 on."""
+        done = torch.tensor(update / max(updates, 1) * torch.pi)
+        return self.final + (self.rate - self.final) * float(1 + done.cos()) / 2
+
+
+class Drop(Config):
+    """A learning rate that is lowered once."""
+
+    kind: Literal["drop"] = "drop"
+    rate: float = Field(default=2e-3, gt=0)
+    """At first."""
+    final: float = Field(default=5e-4, gt=0)
+    """At last."""
+    share: float = Field(default=0.3, gt=0, lt=1)
+    """Of the updates that are made with the last."""
+
+    def at(self, update: int, updates: int) -> float:
+        """Learning rate of an update from 0 on."""
+        return self.rate if update < round((1 - self.share) * updates) else self.final
+
+
+class Steps(Config):
+    """A learning rate that is multiplied by a factor after each so many updates (an epoch, as published)."""
+
+    kind: Literal["steps"] = "steps"
+    rate: float = Field(default=5e-5, gt=0)
+    """At first."""
+    factor: float = Field(default=0.8, gt=0, le=1)
+    """Of each step."""
+    every: int = Field(default=1500, ge=1)
+    """Updates between two."""
+
+    def at(self, update: int, updates: int) -> float:
+        """Learning rate of an update from 0 on."""
+        return float(self.rate * self.factor ** (update // self.every))
+
+
+Schedule = Annotated[Constant | Cosine | Drop | Steps, Field(discriminator="kind")]
+
+
+class TrainingSettings(Config):
+    """How long, how fast, and on how many clips at once."""
+
+    updates: int = Field(default=1500, ge=1)
+    """Optimiser steps (of one minibatch each)."""
+    batch: int = Field(default=64, ge=1)
+    """Clips of an update."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Transcripts that pass through the model at once; the gradient is the same, the memory less."""
+    learning_rate: Schedule = Cosine()
+    """Of Adam."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Times the weights is added to the gradient."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """To which a gradient is cut."""
+    dropout: bool = True
+    """Whether the model's dropout acts while transcripts are scored; it never does while they are sampled."""
+
+
+@dataclass
+class LipTask:
+    """Clips to be transcribed, for the core's trainer.
+
+    Args:
+        corpus: whose training clips are drawn.
+        method: what a transcript earns.
+    """
+
+    corpus: Corpus
+    method: Method
+
+    @property
+    def max_length(self) -> int:
+        """Symbols of a transcript at most; a little more than any reference needs."""
+        return self.corpus.max_length + 4
+
+    def prompts(self, n: int, step: int, generator: torch.Generator) -> Prompts:
+        """n clips, all different where there are as many."""
+        rows = torch.randperm(self.corpus.size, generator=generator)[:n]
+        seen = self.corpus.training(rows, generator)
+        reference = seen.reference.with_(context=seen.clips)
+        return Prompts(seen.clips, reference)
+
+    def reward(self, batch: TokenBatch, prompts: Prompts) -> Tensor:
+        """See ``method_reward``."""
+        assert prompts.reference is not None
+        return method_reward(self.method, batch, prompts.reference)
+
+
+def method_reward(method: Method, batch: TokenBatch, reference: TokenBatch) -> Tensor:
+    """What the loss of a method reads: of a transcript ``(B,)`` or of its symbols ``(B, T)``.
+
+    Losses that add up symbols get rewards over n, so that a long clip weighs no more than a short one. PCPG gets what a
+    transcript earns as a whole in equal parts over its symbols.
+    """
+    found = reward(method.reward, batch, reference)
+    assert method.loss is not None
+    per_symbol = found.dim() == 2
+    if method.loss.name == "reinforce" or (method.loss.name == "pcpg" and not per_symbol):
+        n = characters(reference)[batch.group]
+        found = found / (n[:, None] if per_symbol else n)
+    if method.loss.name == "pcpg" and not per_symbol:
+        found = found[:, None] * batch.mask
+    return found
+
+
+def trainer(
+    model: LipReader, corpus: Corpus, method: Method, settings: TrainingSettings, seed: int, weight: float | None = None
+) -> SequencePolicyOptimization:
+    """The core's trainer of a model on a corpus by a method.
+
+    Args:
+        model: a lip-reader; it is changed in place.
+        corpus: what it learns from.
+        method: the objective.
+        settings: of the training.
+        seed: of clips, noise and samples.
+        weight: of the policy loss; the method's first if None.
+    """
+    task = LipTask(corpus, method)
+    supervised = CTC(blank=alphabet.PAD, eos=alphabet.EOS) if model.settings.name == "stcnn" else CrossEntropy()
+    policy = method.loss
+    source = (
+        Supervised(task, settings.batch)
+        if policy is None
+        else Rollouts(task, prompts=settings.batch, group=method.group)
+    )
+    learner: nn.Module = model
+    if max(method.replaced) > 0:
+        first, last = method.replaced
+        share = lambda update: first + (last - first) * update / settings.updates  # noqa: E731
+        learner = ScheduledSampling(model, share, greedy=method.own_argmax)
+    objective = Objective(
+        policy=policy,
+        weight=method.weights[0] if weight is None else weight,
+        estimator=method.estimator,
+        supervised=supervised if method.supervised else None,
+        supervised_weight=method.supervised,
+        minibatches=method.minibatches,
+    )
+    return SequencePolicyOptimization(
+        learner,
+        source,
+        objective,
+        learning_rate=lambda update: settings.learning_rate.at(update, settings.updates),
+        max_grad_norm=settings.max_grad_norm,
+        weight_decay=settings.weight_decay,
+        micro_batch=settings.micro_batch,
+        dropout=settings.dropout,
+        seed=seed,
+    )
+
+
+def train(
+    model: LipReader,
+    corpus: Corpus,
+    method: Method,
+    settings: TrainingSettings,
+    seed: int,
+    *,
+    weight: float | None = None,
+    run: str = "",
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> list[Record]:
+    """Train a model in place and return a record of each update; see ``trainer``.
+
+    Args:
+        run: a text that tells this training from others whose checkpoint it might be given.
+        checkpoint: a file from which an interrupted training goes on, bit for bit.
+        progress: told the share done and a message.
+        callbacks: called after each update.
+
+    Raises:
+        InputError: a checkpoint of another training.
+        TrainingDiverged: losses stay without a number.
+    """
+    made = trainer(model, corpus, method, settings, seed, weight)
+    return made.train(settings.updates, run=run, checkpoint=checkpoint, progress=progress, callbacks=callbacks)

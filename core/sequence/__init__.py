@@ -1,0 +1,1 @@
+"""Policies over token sequences: objectives, sampling, search and training."""
