@@ -10,6 +10,7 @@ BENCHMARKS = (
     "grid_search",
     "ppo_rollout",
     "ppo_time_to_return",
+    "lipreading",
     "mri",
     "payments",
     "payments_simulator",

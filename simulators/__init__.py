@@ -7,6 +7,7 @@ import gymnasium
 
 gymnasium.register(id="CRS-v0", entry_point="simulators.crs.environment:make")
 gymnasium.register(id="Fishery-v0", entry_point="simulators.fishery.environment:make")
+gymnasium.register(id="LipReading-v0", entry_point="simulators.lips.environment:make")
 gymnasium.register(id="MRIAcquisition-v0", entry_point="simulators.mri.environment:make")
 gymnasium.register(id="Payments-v0", entry_point="simulators.payments.environment:make")
 gymnasium.register(id="Sepsis44-v0", entry_point="simulators.sepsis.environment:make")

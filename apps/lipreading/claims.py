@@ -93,7 +93,10 @@ def _signal(evidence: Evidence, roles: Roles) -> _Verdict:
         raise Undecided("a signal is not told from noise; more repeats are needed")
     repeats = len(ours_left)
     difference = math.log(ours.snr / theirs.snr)
-    left = [math.log(a.snr / b.snr) if min(a.snr, b.snr) > 0 else np.nan for a, b in zip(ours_left, theirs_left, strict=True)]
+    left = [
+        math.log(a.snr / b.snr) if min(a.snr, b.snr) > 0 else np.nan
+        for a, b in zip(ours_left, theirs_left, strict=True)
+    ]
     wide = float(stats.t.ppf(0.975, repeats - 1)) * standard_error(left)
     interval = Interval(difference, difference - wide, difference + wide, repeats)
     reason = (
@@ -150,7 +153,9 @@ def _grid(evidence: Evidence, roles: Roles) -> _Verdict:
     if roles.corpus not in evidence.readings:
         raise Undecided(evidence.absent.get(roles.corpus, f"the study has no experiment {roles.corpus}"))
     data = evidence.readings[roles.corpus]
-    edits, characters = (torch.from_numpy(data[name].values.astype(np.int64)) for name in ("greedy_edits", "characters"))
+    edits, characters = (
+        torch.from_numpy(data[name].values.astype(np.int64)) for name in ("greedy_edits", "characters")
+    )
     found = corpus_rate(Errors(edits, characters))
     moved = replace(found, mean=found.mean - QUARTER, low=found.low - QUARTER, high=found.high - QUARTER)
     reason = f"CER {_number(found)} in {found.n} sentences of a speaker seen in training, WER {rate(data, 'WER'):.3f}"

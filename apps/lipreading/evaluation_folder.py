@@ -14,7 +14,7 @@ import xarray as xr
 
 from apps.lipreading.alignment import slots_right
 from apps.lipreading.calibration import Abstention, Reliability, abstention, reliability
-from apps.lipreading.confusion import Confusion, confusion, word_confusion
+from apps.lipreading.confusion import confusion, word_confusion
 from apps.lipreading.evaluation import Reading
 from apps.lipreading.metrics import character_errors, exact, word_errors
 from core import files
@@ -113,6 +113,9 @@ def write_evaluation(
     Raises:
         InputError: the folder cannot be written.
     """
+    # Figures bring matplotlib.
+    from apps.lipreading.figures.confusion import draw_confusion, draw_reliability
+
     data = dataset(reading, grammar).assign_attrs(**attrs)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)

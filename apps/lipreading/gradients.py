@@ -49,7 +49,8 @@ class Gradients(Run):
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """``own`` and ``shared`` ``(method, repeat, repeat)``: inner products of an estimator's gradients in two
-        repeats, and of its with the reference's."""
+        repeats, and of its with the reference's.
+        """
         reader = self.product.open(context)
         corpus = self.product.reader.source.open(context.device)
         generator = torch.Generator().manual_seed(stream(self.seed, "gradients: clips"))
@@ -78,7 +79,11 @@ def last_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def gradients(
-    model: nn.Module, weights: Sequence[nn.Parameter], batch: TokenBatch, reference: TokenBatch, methods: Sequence[Method]
+    model: nn.Module,
+    weights: Sequence[nn.Parameter],
+    batch: TokenBatch,
+    reference: TokenBatch,
+    methods: Sequence[Method],
 ) -> Tensor:
     """``(M, P)`` the gradient of each method's loss for the same transcripts, negated: the direction it would go."""
     for weight in model.parameters():

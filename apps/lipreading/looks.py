@@ -35,8 +35,10 @@ class Look:
     sampled: float
 
 
-def transcribed(model: LipReader, corpus: Corpus, split: str, seed: int, batch: int = 512) -> list[tuple[TokenBatch, ...]]:
-    """References, most probable and sampled transcripts of all clips of a split, in parts; their contexts are dropped."""
+def transcribed(
+    model: LipReader, corpus: Corpus, split: str, seed: int, batch: int = 512
+) -> list[tuple[TokenBatch, ...]]:
+    """References, most probable and sampled transcripts of all clips of a split, in parts, without their contexts."""
     found = []
     for part, seen in enumerate(corpus.batches(split, batch)):  # type: ignore[arg-type]
         generator = torch.Generator(seen.reference.tokens.device).manual_seed(stream(seed, f"transcripts {part}"))
@@ -74,7 +76,14 @@ class Looks:
     RECORD, BEST = "looks.json", "best.safetensors"
 
     def __init__(self, model: LipReader, corpus: Corpus, every: int, folder: Path, *, keep: bool, seed: int) -> None:
-        self.model, self.corpus, self.every, self.folder, self.keep, self.seed = model, corpus, every, folder, keep, seed
+        self.model, self.corpus, self.every, self.folder, self.keep, self.seed = (
+            model,
+            corpus,
+            every,
+            folder,
+            keep,
+            seed,
+        )
         record = folder / self.RECORD
         self.found = [Look(**x) for x in json.loads(record.read_text())] if record.exists() else []
 

@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from apps.lipreading.rewards import Kind
 from core.errors import InputError
 from core.sequence.advantages import GroupRelative, LeaveOneOut, SemanticEntropyScale
+from core.sequence.any_loss import AnyEstimator, AnyLoss
 from core.sequence.losses import MinimumRisk
-from core.sequence.objectives import AnyEstimator, AnyLoss
 from core.study import Config
 
 Weight = Annotated[float, Field(ge=0)]

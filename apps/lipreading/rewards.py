@@ -14,7 +14,7 @@ from simulators.lips import alphabet
 
 Kind = Literal["dense", "hit", "cer", "wer", "exact"]
 """dense: edits that a symbol takes off the distance to the reference; hit: 1 where symbol t is the reference's t-th;
-cer, wer: 1 less the error rate of characters or words; exact: 1 for the reference itself. All over n but the last three.
+cer, wer: 1 less the error rate of characters or words; exact: 1 for the reference itself. The first two are over n.
 """
 PER_SYMBOL = ("dense", "hit")
 

@@ -159,14 +159,18 @@ def confidence(
     found = []
     for (_, greedy, _), seen in zip(parts, corpus.batches(split), strict=True):
         by_symbol = model.settings.name != "stcnn"
-        lp = model.score(greedy.with_(context=seen.clips)).log_prob if by_symbol else torch.full_like(greedy.tokens, torch.nan, dtype=torch.float32)
+        lp = (
+            model.score(greedy.with_(context=seen.clips)).log_prob
+            if by_symbol
+            else torch.full_like(greedy.tokens, torch.nan, dtype=torch.float32)
+        )
         probability = torch.where(greedy.mask, lp.exp(), 0.0)
         found.append(torch.nn.functional.pad(probability, (0, width - probability.shape[1])).cpu())
     return torch.cat(found).numpy()
 
 
 def attention(model: LipReader, corpus: Corpus, split: Split) -> xr.Dataset:
-    """Where the decoder looked ``(example, symbol, frame)`` while it wrote the first clips, and their words in frames."""
+    """Where the decoder looked ``(example, written, step)`` while it wrote the first clips, and when words begin."""
     if not hasattr(model, "attention"):
         return xr.Dataset()
     seen = next(corpus.batches(split, SHOWN))
@@ -184,4 +188,9 @@ def attention(model: LipReader, corpus: Corpus, split: Split) -> xr.Dataset:
 
 def looks_of(looks: Sequence[Look]) -> xr.Dataset:
     """Looks as columns ``(look)``."""
-    return xr.Dataset({f"look_{name}": ("look", np.array([getattr(x, name) for x in looks], dtype=np.float64)) for name in ("update", "greedy", "sampled")})
+    return xr.Dataset(
+        {
+            f"look_{name}": ("look", np.array([getattr(x, name) for x in looks], dtype=np.float64))
+            for name in ("update", "greedy", "sampled")
+        }
+    )

@@ -16,6 +16,7 @@ from apps.lipreading.methods import Method
 from apps.lipreading.products import ReaderProduct
 from apps.lipreading.reader import ReaderConfig
 from apps.lipreading.runs import Fork, Transcribe
+from apps.lipreading.sources import Split
 from apps.lipreading.table import notes_of, rows_of
 from apps.lipreading.training import TrainingSettings
 from core.errors import InputError
@@ -120,14 +121,26 @@ class LipReadingStudy(Study):
         """The run of an objective."""
         assert experiment.fork is not None
         product = ReaderProduct(name=experiment.name, reader=experiment.reader)
-        common = {"product": product, "method": method, "training": experiment.fork, "looks": experiment.looks}
+        training = experiment.fork
+
+        def made(
+            seed: int, weight: float | None, looks: int, split: Split = "test", trials: tuple[Fork, ...] = ()
+        ) -> Fork:
+            return Fork(
+                product=product,
+                method=method,
+                training=training,
+                seed=seed,
+                looks=looks,
+                split=split,
+                weight=weight,
+                trials=trials,
+            )
+
         if method.loss is None or len(method.weights) == 1:
-            return Fork(**common, seed=seed, weight=0.0 if method.loss is None else method.weights[0])
-        trials = tuple(
-            Fork(**{**common, "looks": 0}, seed=self.trial_seed, weight=weight, split="validation")
-            for weight in method.weights
-        )
-        return Fork(**common, seed=seed, trials=trials)
+            return made(seed, 0.0 if method.loss is None else method.weights[0], experiment.looks)
+        trials = tuple(made(self.trial_seed, weight, 0, "validation") for weight in method.weights)
+        return made(seed, None, experiment.looks, trials=trials)
 
     def reading(self, experiment: Experiment) -> Transcribe:
         """The run of its reader."""
@@ -157,7 +170,10 @@ class LipReadingStudy(Study):
             for method in e.methods
         }
         trials = {
-            key: {float(trial.weight or 0): rate(results[trial], "CER sampled") for trial in next(iter(runs.values())).trials}
+            key: {
+                float(trial.weight or 0): rate(results[trial], "CER sampled")
+                for trial in next(iter(runs.values())).trials
+            }
             for key, runs in forks.items()
         }
         return Evidence(

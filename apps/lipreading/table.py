@@ -24,11 +24,11 @@ SLOPE_NOTE = 0.02
 """Share of the error rate that the last look of cross-entropy still took off, above which the notes warn."""
 MEANING = (
     "CER, WER: edits of characters or words over those of all references (corpus averages); exact: share of the clips "
-    "without an error. Greedy transcripts take the most probable symbol; sampled ones are one draw a clip at temperature "
-    "1, from random numbers that all models share.",
-    "Objectives start from the same weights and make as many updates; seeds differ in the order of the clips, noise and "
-    "samples. Intervals of objectives are 95 % t intervals over these seeds: they hold for this reader and these clips, "
-    "not for others. Intervals of the reader are bootstrap intervals over clips.",
+    "without an error. Greedy transcripts take the most probable symbol; sampled ones are one draw a clip at "
+    "temperature 1, from random numbers that all models share.",
+    "Objectives start from the same weights and make as many updates; seeds differ in the order of the clips, noise "
+    "and samples. Intervals of objectives are 95 % t intervals over these seeds: they hold for this reader and these "
+    "clips, not for others. Intervals of the reader are bootstrap intervals over clips.",
     "The weight of each policy loss is the one with the smallest error rate of sampled transcripts of validation clips "
     "in one fork of a seed of its own; that choice is noisy, and close weights are not told apart.",
     "Error rates by character fall while whole sentences do not improve, where an objective hedges between words that "
@@ -122,8 +122,8 @@ def notes_of(evidence: Evidence) -> list[str]:
             )
     if evidence.gradients:
         notes.append(
-            "SNR: squared length of the mean gradient over the variance of one repeat, cosines with the mean gradient of "
-            "the last estimator; from products of different repeats, so that noise adds nothing (a cosine may then come "
+            "SNR: squared length of the mean gradient over the variance of one repeat, cosines with the mean gradient "
+            "of the last estimator; from products of different repeats, so that noise adds nothing (a cosine may come "
             "out above 1). Intervals: mean and 1.96 jackknife standard errors over repeats. A large SNR alone says "
             "little: short windows have it, and point elsewhere."
         )

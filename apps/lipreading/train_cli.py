@@ -35,9 +35,9 @@ def simulate(
 
     Example: szilard lipreading simulate --out runs/clips --clips 200 --mode frames
     """
+    from apps.lipreading.grammars import GRAMMARS
     from apps.lipreading.simulation import simulate as talk
     from apps.lipreading.simulation import write_clips
-    from apps.lipreading.grammars import GRAMMARS
     from simulators.lips.talking_mouth import TalkingMouth
 
     if grammar not in GRAMMARS:

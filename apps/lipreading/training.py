@@ -15,15 +15,17 @@ from apps.lipreading.methods import Method
 from apps.lipreading.models import LipReader
 from apps.lipreading.rewards import characters, reward
 from apps.lipreading.sources import Corpus
+from core.sequence import schedules
 from core.sequence.batch import TokenBatch
 from core.sequence.losses import CTC, CrossEntropy
-from core.sequence.rollouts import Prompts, Rollouts, Supervised
-from core.sequence.scheduled import ScheduledSampling
+from core.sequence.rollouts import Prompts, Rollouts, Source, Supervised
+from core.sequence.scheduled import Announced, ScheduledSampling
 from core.sequence.train import Callback, Objective, Record, SequencePolicyOptimization
 from core.study import Config
 from simulators.lips import alphabet
 
 Progress = Callable[[float, str], None]
+
 
 class Constant(Config):
     """The same learning rate throughout."""
@@ -32,9 +34,9 @@ class Constant(Config):
     rate: float = Field(default=1e-3, gt=0)
     """Of Adam."""
 
-    def at(self, update: int, updates: int) -> float:
-        """Learning rate of an update from 0 on."""
-        return self.rate
+    def schedule(self, updates: int) -> schedules.Schedule:
+        """Of a training of so many updates."""
+        return schedules.constant(self.rate)
 
 
 class Cosine(Config):
@@ -46,10 +48,9 @@ class Cosine(Config):
     final: float = Field(default=5e-4, ge=0)
     """At last."""
 
-    def at(self, update: int, updates: int) -> float:
-        """Learning rate of an update from 0 on."""
-        done = torch.tensor(update / max(updates, 1) * torch.pi)
-        return self.final + (self.rate - self.final) * float(1 + done.cos()) / 2
+    def schedule(self, updates: int) -> schedules.Schedule:
+        """Of a training of so many updates."""
+        return schedules.cosine(self.rate, self.final, updates)
 
 
 class Drop(Config):
@@ -63,15 +64,15 @@ class Drop(Config):
     share: float = Field(default=0.3, gt=0, lt=1)
     """Of the updates that are made with the last."""
 
-    def at(self, update: int, updates: int) -> float:
-        """Learning rate of an update from 0 on."""
-        return self.rate if update < round((1 - self.share) * updates) else self.final
+    def schedule(self, updates: int) -> schedules.Schedule:
+        """Of a training of so many updates."""
+        return schedules.steps(self.rate, {round((1 - self.share) * updates): self.final})
 
 
-class Steps(Config):
+class Decay(Config):
     """A learning rate that is multiplied by a factor after each so many updates (an epoch, as published)."""
 
-    kind: Literal["steps"] = "steps"
+    kind: Literal["decay"] = "decay"
     rate: float = Field(default=5e-5, gt=0)
     """At first."""
     factor: float = Field(default=0.8, gt=0, le=1)
@@ -79,12 +80,13 @@ class Steps(Config):
     every: int = Field(default=1500, ge=1)
     """Updates between two."""
 
-    def at(self, update: int, updates: int) -> float:
-        """Learning rate of an update from 0 on."""
-        return float(self.rate * self.factor ** (update // self.every))
+    def schedule(self, updates: int) -> schedules.Schedule:
+        """Of a training of so many updates."""
+        places = range(self.every, updates, self.every)
+        return schedules.steps(self.rate, {at: self.rate * self.factor**k for k, at in enumerate(places, 1)})
 
 
-Schedule = Annotated[Constant | Cosine | Drop | Steps, Field(discriminator="kind")]
+Rates = Annotated[Constant | Cosine | Drop | Decay, Field(discriminator="kind")]
 
 
 class TrainingSettings(Config):
@@ -96,7 +98,7 @@ class TrainingSettings(Config):
     """Clips of an update."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Transcripts that pass through the model at once; the gradient is the same, the memory less."""
-    learning_rate: Schedule = Cosine()
+    learning_rate: Rates = Cosine()
     """Of Adam."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Times the weights is added to the gradient."""
@@ -124,7 +126,7 @@ class LipTask:
         return self.corpus.max_length + 4
 
     def prompts(self, n: int, step: int, generator: torch.Generator) -> Prompts:
-        """n clips, all different where there are as many."""
+        """N clips, all different where there are as many."""
         rows = torch.randperm(self.corpus.size, generator=generator)[:n]
         seen = self.corpus.training(rows, generator)
         reference = seen.reference.with_(context=seen.clips)
@@ -169,16 +171,14 @@ def trainer(
     task = LipTask(corpus, method)
     supervised = CTC(blank=alphabet.PAD, eos=alphabet.EOS) if model.settings.name == "stcnn" else CrossEntropy()
     policy = method.loss
-    source = (
-        Supervised(task, settings.batch)
-        if policy is None
-        else Rollouts(task, prompts=settings.batch, group=method.group)
-    )
+    source: Source = Supervised(task, settings.batch)
+    if policy is not None:
+        source = Rollouts(task, prompts=settings.batch, group=method.group)
     learner: nn.Module = model
     if max(method.replaced) > 0:
-        first, last = method.replaced
-        share = lambda update: first + (last - first) * update / settings.updates  # noqa: E731
+        share = schedules.linear(*method.replaced, settings.updates)
         learner = ScheduledSampling(model, share, greedy=method.own_argmax)
+        source = Announced(source)
     objective = Objective(
         policy=policy,
         weight=method.weights[0] if weight is None else weight,
@@ -191,7 +191,7 @@ def trainer(
         learner,
         source,
         objective,
-        learning_rate=lambda update: settings.learning_rate.at(update, settings.updates),
+        learning_rate=settings.learning_rate.schedule(settings.updates),
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         micro_batch=settings.micro_batch,
@@ -213,9 +213,15 @@ def train(
     progress: Progress | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> list[Record]:
-    """Train a model in place and return a record of each update; see ``trainer``.
+    """Train a model in place and return a record of each update.
 
     Args:
+        model: a lip-reader; it is changed in place.
+        corpus: what it learns from.
+        method: the objective.
+        settings: of the training.
+        seed: of clips, noise and samples.
+        weight: of the policy loss; the method's first if None.
         run: a text that tells this training from others whose checkpoint it might be given.
         checkpoint: a file from which an interrupted training goes on, bit for bit.
         progress: told the share done and a message.

@@ -1,4 +1,4 @@
-"""What every objective over token sequences reads: the sequences of a batch, and the current policy's scores of them."""
+"""What every objective over token sequences reads: the sequences of a batch, and the policy's scores of them."""
 
 from __future__ import annotations
 

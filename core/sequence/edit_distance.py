@@ -10,7 +10,7 @@ from torch import Tensor
 def prefix_edit_distances(tokens: Tensor, keep: Tensor, reference: Tensor, length: Tensor) -> Tensor:
     """``(B, T)`` int64 distances D_t between the first t + 1 tokens of a sequence and the whole of its reference.
 
-    One row of the dynamic programme a step, for all pairs at once: with tmp_j = min(row_j + 1, row_{j-1} + [a_t != b_j])
+    A row of the dynamic programme a step, for all pairs at once: with tmp_j = min(row_j + 1, row_{j-1} + [a_t != b_j])
     the insertions that remain are a running minimum, new_j = min_{i <= j} (tmp_i - i) + j. T steps, no transfer from a
     device to the host.
 

@@ -57,7 +57,7 @@ class StepwisePolicy(SequencePolicy, Protocol):
     """A policy that can also be advanced by one token at a time, for sampling and search."""
 
     def start(self, context: Any, group: Tensor) -> tuple[Tensor, Any]:
-        """Logits ``(B, V)`` of the first tokens of B sequences that answer the prompts ``group`` ``(B,)``, and a state."""
+        """Logits ``(B, V)`` of the first tokens of answers to the prompts ``group`` ``(B,)``, and a state."""
         ...
 
     def advance(self, state: Any, tokens: Tensor) -> tuple[Tensor, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +11,19 @@ from torch import Tensor, nn
 
 from core.sequence.batch import TokenBatch, TokenScores
 from core.sequence.policy import NOTHING
+from core.sequence.rollouts import Drawn, Source
+
+
+@dataclass(frozen=True)
+class Announced:
+    """A source that tells a ``ScheduledSampling`` which update it is."""
+
+    source: Source
+
+    def draw(self, policy: Any, step: int, generator: torch.Generator) -> Drawn:
+        """See ``Source.draw``."""
+        policy.update = step
+        return self.source.draw(policy, step, generator)
 
 
 class ScheduledSampling(nn.Module):
@@ -25,7 +39,7 @@ class ScheduledSampling(nn.Module):
         greedy: the most probable symbol instead of a sampled one.
 
     Attributes:
-        update: the number of the update, which a trainer sets.
+        update: the number of the update, which ``Announced`` tells.
     """
 
     def __init__(self, policy: nn.Module, share: Callable[[int], float], *, greedy: bool = False) -> None:
@@ -34,12 +48,12 @@ class ScheduledSampling(nn.Module):
 
     def sample(self, *arguments: Any, **named: Any) -> TokenBatch:
         """The policy's."""
-        return self.policy.sample(*arguments, **named)  # type: ignore[operator, no-any-return]
+        return self.policy.sample(*arguments, **named)  # type: ignore[operator]
 
     def score(self, batch: TokenBatch, temperature: float = 1.0, need: frozenset[str] = NOTHING) -> TokenScores:
         """Scores of the sequences, read with replaced inputs."""
         replaced = self.replaced(batch, temperature)
-        return self.policy.score(batch, temperature, need, replace=replaced)  # type: ignore[operator, no-any-return]
+        return self.policy.score(batch, temperature, need, replace=replaced)  # type: ignore[operator]
 
     @torch.no_grad()
     def replaced(self, batch: TokenBatch, temperature: float = 1.0) -> Tensor:

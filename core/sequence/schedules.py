@@ -1,4 +1,4 @@
-"""Learning rates as functions of the number of the update, from 0 on."""
+"""Learning rates and shares as functions of the number of the update, from 0 on."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ def cosine(start: float, end: float, updates: int) -> Schedule:
     if updates < 1:
         raise InputError(f"cosine: updates {updates}; allowed: at least 1")
     return lambda update: end + (start - end) * (1 + math.cos(math.pi * min(update / updates, 1.0))) / 2
+
+
+def linear(start: float, end: float, updates: int) -> Schedule:
+    """A straight line from ``start`` at update 0 to ``end`` at update ``updates``, and ``end`` after it.
+
+    Raises:
+        InputError: no updates.
+    """
+    if updates < 1:
+        raise InputError(f"linear: updates {updates}; allowed: at least 1")
+    return lambda update: start + (end - start) * min(update / updates, 1.0)
 
 
 def steps(start: float, changes: Mapping[int, float]) -> Schedule:

@@ -1,0 +1,1 @@
+"""A simulated talker and the corpora of lip-reading: sentences, mouths, clips, alignments."""

@@ -35,7 +35,7 @@ def check(text: str, where: str = "text") -> str:
 
 
 def encode(texts: Sequence[str], where: str = "text") -> tuple[Tensor, Tensor]:
-    """Symbols ``(N, L + 1)`` int64 with ``EOS`` after each text and padding after that, and lengths ``(N,)`` without it.
+    """Symbols ``(N, L + 1)`` int64 with ``EOS`` after each text, then padding; and lengths ``(N,)`` without it.
 
     Raises:
         InputError: as ``check``.

@@ -42,7 +42,7 @@ def test_the_jackknife_error_is_the_spread_over_experiments():
     rng, found, errors = np.random.default_rng(2), [], []
     for _ in range(60):
         draws = 0.6 + rng.normal(size=(40, 30))
-        data = xr.Dataset({name: (("method", "repeat", "other"), (draws @ draws.T)[None]) for name in ("own", "shared")})
+        data = xr.Dataset(dict.fromkeys(("own", "shared"), (("method", "repeat", "other"), (draws @ draws.T)[None])))
         whole, left = jackknife(data.assign_coords(method=["a"]), "a")
         found.append(whole.snr)
         errors.append(standard_error([x.snr for x in left]))

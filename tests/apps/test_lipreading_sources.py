@@ -8,7 +8,14 @@ from apps.lipreading.features import EigenLips, EigenLipSettings
 from apps.lipreading.sources import Augmentation, PackSource, SimulatedSource
 from core.errors import InputError
 
-SMALL = {"clips": 12, "validation_clips": 4, "test_clips": 6, "speakers": 3, "validation_speakers": 2, "test_speakers": 2}
+SMALL = {
+    "clips": 12,
+    "validation_clips": 4,
+    "test_clips": 6,
+    "speakers": 3,
+    "validation_speakers": 2,
+    "test_speakers": 2,
+}
 
 
 def seeded(seed: int = 0) -> torch.Generator:

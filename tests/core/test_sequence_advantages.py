@@ -22,6 +22,7 @@ from core.sequence.advantages import (
     leave_one_out,
     random_reward,
 )
+from core.sequence.any_loss import AnyEstimator
 from core.sequence.batch import TokenBatch
 from core.sequence.clusters import (
     cluster_ids,
@@ -31,7 +32,6 @@ from core.sequence.clusters import (
     semantic_entropy,
     tied_groups,
 )
-from core.sequence.objectives import AnyEstimator
 from tests.core.token_batches import ragged
 
 A_FEW = torch.tensor([0, 1, 0, 2, 1, 0, 0, 2, 1])

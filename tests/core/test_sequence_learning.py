@@ -14,7 +14,7 @@ from torch import Tensor
 from core.sequence.advantages import GroupRelative, SemanticShare, random_reward
 from core.sequence.batch import Loss, TokenBatch
 from core.sequence.entropy import EntropyMonitor, fit_entropy_law
-from core.sequence.losses import GRPO, ClipCov, CrossEntropy, ForkingTokens
+from core.sequence.losses import GRPO, ClipCov, CrossEntropy, EntropyBonus, ForkingTokens
 from core.sequence.offline import OREO, with_reference
 from core.sequence.preferences import DPO
 from core.sequence.resets import DatasetReset
@@ -135,9 +135,9 @@ def forking_runs(seed: int, rate: float = 1e-3) -> dict[str, Any]:
     return found
 
 
-def needle_runs(seed: int, updates: int = 400, distinct: int = 8) -> dict[str, Any]:
+def needle_runs(seed: int, updates: int = 800, distinct: int = 8) -> dict[str, Any]:
     task = Brackets(depth=10, kinds=4, shallowest=10, distinct=distinct)
-    resets = {"none": None, "uniform": DatasetReset(), "curriculum": DatasetReset(curriculum=200)}
+    resets = {"none": None, "uniform": DatasetReset(), "curriculum": DatasetReset(curriculum=400)}
     found: dict[str, Any] = {"seed": seed}
     prompts = task.prompts(256, 0, torch.Generator().manual_seed(99))
     for name, reset in resets.items():
@@ -145,14 +145,15 @@ def needle_runs(seed: int, updates: int = 400, distinct: int = 8) -> dict[str, A
         curve: list[float] = []
 
         def look(trainer: SequencePolicyOptimization, record: Record, curve: list[float] = curve) -> None:
-            if trainer.step % 25 == 0:
+            if trainer.step % 50 == 0:
                 batch = trainer.policy.sample(prompts.context, 1, 10, 0)
                 curve.append(float(task.reward(batch, prompts).mean()))
 
-        objective = Objective(policy=GRPO(), estimator=GroupRelative(), minibatches=2)
+        loss, estimator = EntropyBonus(GRPO(), 0.05), GroupRelative(scale=None)
+        objective = Objective(policy=loss, estimator=estimator, minibatches=2)
         source = Rollouts(task, prompts=32, group=8, resets=reset)
         trainer = SequencePolicyOptimization(made, source, objective, learning_rate=2e-3, seed=seed)
-        records = trainer.train(updates if reset else 40, callbacks=[look])
+        records = trainer.train(updates if reset else 50, callbacks=[look])
         found[name] = {
             "greedy": curve,
             "rewards": sum(record["reward"] for record in records),

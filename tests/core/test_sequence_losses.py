@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from core.errors import InputError
 from core.sequence.advantages import GroupRelative, LeaveOneOut
+from core.sequence.any_loss import AnyLoss
 from core.sequence.batch import TokenBatch, TokenScores
 from core.sequence.losses import (
     CTC,
@@ -24,7 +25,6 @@ from core.sequence.losses import (
     Reinforce,
     clip_higher,
 )
-from core.sequence.objectives import AnyLoss
 from core.sequence.reductions import reduce
 from core.sequence.surrogate import covariance, largest, log_ratio, lots, ratio_loss
 from core.sequence.windows import Windowed

@@ -9,9 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.errors import InputError
 from core.sequence.advantages import Whole, leave_one_out
+from core.sequence.any_loss import AnyLoss
 from core.sequence.batch import TokenBatch, TokenScores
 from core.sequence.losses import Reinforce
-from core.sequence.objectives import AnyLoss
 from core.sequence.windows import Windowed
 from tests.core.token_batches import gradient, ragged, scores_of
 

@@ -45,8 +45,8 @@ def _of_objectives(evidence: Evidence, name: str, end: str) -> list[Figure]:
     if many and len(methods) > 1:
         n = len(evidence.forks[name, methods[0]])
         caption = (
-            f"{name}: differences from {methods[0]} on test clips, paired by seed; 95 % t intervals over {n} seeds, small "
-            "dots: seeds."
+            f"{name}: differences from {methods[0]} on test clips, paired by seed; 95 % t intervals over {n} seeds, "
+            "small dots: seeds."
         )
         found.append(Figure(f"differences{end}", caption, lambda: differences(evidence, name)))
     if any(experiment == name for experiment, _ in evidence.trials):
@@ -69,8 +69,8 @@ def _of_gradients(evidence: Evidence, name: str, end: str) -> list[Figure]:
         return []
     data = evidence.gradients[name]
     caption = (
-        f"{name}: gradients of the estimators at the reader before the fork, {data.sizes['repeat']} repeats on the same "
-        "draws; bars: 1.96 jackknife standard errors."
+        f"{name}: gradients of the estimators at the reader before the fork, {data.sizes['repeat']} repeats on the "
+        "same draws; bars: 1.96 jackknife standard errors."
     )
     return [Figure(f"gradients{end}", caption, lambda: signal_and_direction(data))]
 
@@ -88,8 +88,8 @@ def _of_reader(evidence: Evidence, name: str, end: str) -> list[Figure]:
         found.append(Figure(f"visemes{end}", caption, drawing))
     if (drawing := reliability_of(data)) is not None:
         caption = (
-            f"{name}: probability of the most probable symbols and how often they are right; 95 % Wilson intervals, as if "
-            "symbols were independent."
+            f"{name}: probability of the most probable symbols and how often they are right; 95 % Wilson intervals, "
+            "as if symbols were independent."
         )
         found.append(Figure(f"reliability{end}", caption, drawing))
     return found

@@ -27,7 +27,9 @@ def attention(data: xr.Dataset) -> Figure:
         symbols = [_shown(t) for t in tokens]
         length = tokens.tolist().index(alphabet.EOS) + 1 if alphabet.EOS in tokens else len(tokens)
         weights = data["attention"].values[i][:length]
-        image = axes.imshow(weights, aspect="auto", cmap="magma_r", extent=(0, frames, length - 0.5, -0.5), vmin=0, vmax=1)
+        image = axes.imshow(
+            weights, aspect="auto", cmap="magma_r", extent=(0, frames, length - 0.5, -0.5), vmin=0, vmax=1
+        )
         for start, _ in data["word_frames"].values[i]:
             if np.isfinite(start):
                 axes.axvline(start, color=COLOURS[0], linewidth=1, linestyle="--")
