@@ -29,6 +29,8 @@ class Gradients(Run):
     graph through the encoder for every estimator and repeat.
     """
 
+    name: str
+    """Of the experiment."""
     product: ReaderProduct
     """At which model."""
     methods: tuple[Method, ...] = Field(min_length=1)
@@ -45,7 +47,7 @@ class Gradients(Run):
     @property
     def label(self) -> str:
         """Name on the screen."""
-        return f"{self.product.name}: gradients of {len(self.methods)} estimators"
+        return f"{self.name}: gradients of {len(self.methods)} estimators"
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """``own`` and ``shared`` ``(method, repeat, repeat)``: inner products of an estimator's gradients in two

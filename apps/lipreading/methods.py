@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from apps.lipreading.rewards import Kind
+from apps.lipreading.rewards import UNLABELLED, Kind
 from core.errors import InputError
 from core.sequence.advantages import GroupRelative, LeaveOneOut, SemanticEntropyScale
 from core.sequence.any_loss import AnyEstimator, AnyLoss
@@ -39,6 +39,8 @@ class Method(Config):
     """Of the cross-entropy."""
     replaced: tuple[float, float] = (0.0, 0.0)
     """Scheduled sampling: share of the decoder's inputs that are the model's own symbols, at first and at last."""
+    guard: float | None = Field(default=None, gt=0, le=1)
+    """Fall of the share of sentences in the grammar, or of the reward, at which to stop without labels; null never."""
     own_argmax: bool = False
     """They are the most probable symbols, in place of sampled ones."""
     minibatches: int = Field(default=1, ge=1)
@@ -56,7 +58,7 @@ class Method(Config):
             raise InputError(f"estimator: {self.loss.name} makes its own of the rewards; allowed: null")
         if self.loss.name not in OWN_CREDIT and self.estimator is None:
             raise InputError(f"estimator: is required by {self.loss.name}")
-        if self.group < 2 and self.compares:
+        if self.group < 2 and (self.compares or self.reward in UNLABELLED):
             raise InputError(f"group: {self.group}; transcripts of a clip are compared here, at least 2")
         return self
 

@@ -11,15 +11,13 @@ from core.study import Context, Product
 class ReaderProduct(Product):
     """A reader that has learnt."""
 
-    name: str
-    """Of the experiment that it starts."""
     reader: ReaderConfig
     """How."""
 
     @property
     def label(self) -> str:
         """Name on the screen."""
-        return f"{self.name}: {self.reader.method.name}"
+        return f"reader: {self.reader.method.name}"
 
     def make(self, directory: Path, context: Context) -> None:
         """Train it."""

@@ -8,15 +8,19 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
+from core.sequence.advantages import SemanticShare, Voting
 from core.sequence.batch import TokenBatch
 from core.sequence.edit_distance import edit_distances, prefix_edit_distances
 from simulators.lips import alphabet
 
-Kind = Literal["dense", "hit", "cer", "wer", "exact"]
+Kind = Literal["dense", "hit", "cer", "wer", "exact", "share", "voting", "random"]
 """dense: edits that a symbol takes off the distance to the reference; hit: 1 where symbol t is the reference's t-th;
 cer, wer: 1 less the error rate of characters or words; exact: 1 for the reference itself. The first two are over n.
+Without labels, from the transcripts of a clip alone: share of them that say the same, voting: 1 for the most frequent,
+random: 0 or 1, which tells nothing.
 """
 PER_SYMBOL = ("dense", "hit")
+UNLABELLED = ("share", "voting", "random")
 
 
 def reward(kind: Kind, batch: TokenBatch, reference: TokenBatch) -> Tensor:
@@ -36,6 +40,8 @@ def reward(kind: Kind, batch: TokenBatch, reference: TokenBatch) -> Tensor:
     """
     if kind not in get_args(Kind):
         raise InputError(f"reward: {kind} is unknown; allowed: {', '.join(get_args(Kind))}")
+    if kind in UNLABELLED:
+        return unlabelled(kind, batch)
     n = characters(reference)
     truth, length = reference.tokens[batch.group], n[batch.group]
     if kind == "dense":
@@ -48,6 +54,16 @@ def reward(kind: Kind, batch: TokenBatch, reference: TokenBatch) -> Tensor:
     if kind == "exact":
         return (edit_distances(batch.tokens, spelled(batch), truth, length) == 0).float()
     return 1 - word_error_rate(batch, reference)
+
+
+def unlabelled(kind: Kind, batch: TokenBatch) -> Tensor:
+    """``(B,)`` rewards that no reference is needed for (Zhang et al. 2025, EMPO, arXiv 2504.05812)."""
+    if kind == "share":
+        return SemanticShare()(batch)
+    if kind == "voting":
+        return Voting()(batch)
+    # A coin by the transcripts themselves, so that nothing but the sampler's generator draws.
+    return ((batch.tokens * _powers(batch.tokens.shape[1], batch.tokens.device)).sum(1) >> 17 & 1).float()
 
 
 def characters(reference: TokenBatch) -> Tensor:

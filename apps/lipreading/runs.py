@@ -15,7 +15,7 @@ from apps.lipreading.methods import Method
 from apps.lipreading.metrics import character_errors, word_errors
 from apps.lipreading.models import LipReader
 from apps.lipreading.products import ReaderProduct
-from apps.lipreading.sources import Corpus, Split
+from apps.lipreading.sources import Corpus, Source, Split
 from apps.lipreading.training import TrainingSettings, train
 from core.errors import InputError
 from core.seeds import stream
@@ -23,7 +23,7 @@ from core.sequence.batch import TokenBatch
 from core.sequence.windows import Windowed
 from core.study import Context, Run
 
-CURVES = ("loss", "reward", "entropy", "grad_norm")
+CURVES = ("loss", "reward", "entropy", "grad_norm", "in_grammar")
 """Of each update, what is kept."""
 SHOWN = 4
 """Clips whose attention is kept."""
@@ -32,20 +32,24 @@ SHOWN = 4
 class Transcribe(Run):
     """Transcripts of a trained reader."""
 
+    name: str
+    """Of the experiment."""
     product: ReaderProduct
     """Which."""
+    source: Source | None = None
+    """Of the clips; null takes the reader's."""
     split: Split = "test"
-    """Of what clips."""
+    """Which of them."""
 
     @property
     def label(self) -> str:
         """Name on the screen."""
-        return f"{self.product.label}, read"
+        return f"{self.name}: the reader"
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """What ``transcripts`` returns, with the attention at a few clips and the looks of the training."""
         reader = self.product.open(context)
-        corpus = self.product.reader.source.open(context.device)
+        corpus = (self.source or self.product.reader.source).open(context.device)
         found = transcripts(reader.model, corpus, self.split, seed=0)
         return found.merge(attention(reader.model, corpus, self.split)).merge(looks_of(reader.looks))
 
@@ -53,6 +57,8 @@ class Transcribe(Run):
 class Fork(Run):
     """Further training of a reader by an objective, and the transcripts of what comes of it."""
 
+    name: str
+    """Of the experiment."""
     product: ReaderProduct
     """Where it starts."""
     method: Method
@@ -65,6 +71,8 @@ class Fork(Run):
     """At validation clips, evenly over the updates."""
     split: Split = "test"
     """On what it is judged."""
+    source: Source | None = None
+    """Of the clips to learn from and to be judged on; null takes the reader's."""
     weight: float | None = None
     """Of the policy loss; null takes the best of the trials."""
     trials: tuple[Fork, ...] = ()
@@ -80,13 +88,13 @@ class Fork(Run):
     def label(self) -> str:
         """Name on the screen."""
         weight = "" if self.weight is None or self.method.loss is None else f", weight {self.weight:g}"
-        return f"{self.product.name}: {self.method.name}, seed {self.seed}{weight}"
+        return f"{self.name}: {self.method.name}, seed {self.seed}{weight}"
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
         """What ``transcripts`` returns, with curves ``(update)`` and looks ``(look)``; attribute ``weight``."""
         weight = self.weight if self.weight is not None else chosen_weight(list(inputs.values()))
         reader = self.product.open(context)
-        corpus = self.product.reader.source.open(context.device)
+        corpus = (self.source or self.product.reader.source).open(context.device)
         callbacks = []
         if self.looks:
             every = max(self.training.updates // self.looks, 1)
@@ -106,7 +114,7 @@ class Fork(Run):
         )
         found = transcripts(reader.model, corpus, self.split, seed=0)
         curves = {
-            name: ("update", np.array([record.get(name, np.nan) for record in records], dtype=np.float32))
+            name: ("update", curve([record.get(name, np.nan) for record in records], self.training.updates))
             for name in CURVES
         }
         found = found.assign(curves).merge(looks_of(callbacks[0].found if callbacks else []))
@@ -115,6 +123,11 @@ class Fork(Run):
         if isinstance(loss, Windowed):
             told |= {"kernel": loss.kernel, "stride": loss.stride}
         return found.assign_attrs(told)
+
+
+def curve(values: Sequence[float], updates: int) -> np.ndarray:
+    """A number of each update; NaN after the end of a training that was ended early."""
+    return np.array([*values, *[np.nan] * (updates - len(values))], dtype=np.float32)
 
 
 def chosen_weight(trials: Sequence[xr.Dataset]) -> float:

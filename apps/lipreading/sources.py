@@ -124,6 +124,8 @@ class SimulatedSource(Config):
     """Others."""
     test_speakers: int = Field(default=10, ge=1)
     """Others again."""
+    same_speakers: bool = False
+    """Validation and test clips are of the training speakers, for adaptation to a person."""
     seed: int = Field(default=0, ge=0)
     """Of all clips."""
 
@@ -169,8 +171,9 @@ class SimulatedCorpus(Corpus):
     def _talk(self, split: Split) -> Trajectory:
         s = self.source
         clips = {"train": s.clips, "validation": s.validation_clips, "test": s.test_clips}[split]
-        speakers = {"train": s.speakers, "validation": s.validation_speakers, "test": s.test_speakers}[split]
-        people = Speakers.draw(speakers, stream(s.seed, f"speakers of {split}"))
+        group: Split = "train" if s.same_speakers else split
+        speakers = {"train": s.speakers, "validation": s.validation_speakers, "test": s.test_speakers}[group]
+        people = Speakers.draw(speakers, stream(s.seed, f"speakers of {group}"))
         generator = torch.Generator().manual_seed(stream(s.seed, f"utterances of {split}"))
         return self.mouth.trajectory(clips, generator, people)
 

@@ -16,7 +16,7 @@ from apps.lipreading.methods import Method
 from apps.lipreading.products import ReaderProduct
 from apps.lipreading.reader import ReaderConfig
 from apps.lipreading.runs import Fork, Transcribe
-from apps.lipreading.sources import Split
+from apps.lipreading.sources import PackSource, Source, Split
 from apps.lipreading.table import notes_of, rows_of
 from apps.lipreading.training import TrainingSettings
 from core.errors import InputError
@@ -47,6 +47,8 @@ class Experiment(Config):
     """Trained once; everything starts from it."""
     fork: TrainingSettings | None = None
     """Of all objectives alike."""
+    fork_source: Source | None = None
+    """Clips of which they learn and are judged on; null takes the reader's."""
     methods: tuple[Method, ...] = ()
     """The objectives."""
     looks: int = Field(default=5, ge=0)
@@ -58,6 +60,8 @@ class Experiment(Config):
     def _complete(self) -> Self:
         if self.methods and self.fork is None:
             raise InputError("fork: is required where there are methods")
+        if isinstance(self.fork_source, PackSource) and self.fork_source.features is not None:
+            raise InputError("fork_source.features: the reader's are fitted on its own clips; allowed: null")
         if self.gradients is not None and self.reader.model.name != "fast":
             raise InputError(f"gradients: are taken of the model fast; this is {self.reader.model.name}")
         return self
@@ -65,8 +69,8 @@ class Experiment(Config):
     @property
     def missing(self) -> str:
         """Why its clips cannot be read, empty if they can."""
-        source = self.reader.source
-        return source.missing() if source.kind == "pack" else ""
+        sources = (self.reader.source, self.fork_source)
+        return "; ".join(dict.fromkeys(s.missing() for s in sources if isinstance(s, PackSource) and s.missing()))
 
 
 class LipReadingStudy(Study):
@@ -120,19 +124,21 @@ class LipReadingStudy(Study):
     def fork(self, experiment: Experiment, method: Method, seed: int) -> Fork:
         """The run of an objective."""
         assert experiment.fork is not None
-        product = ReaderProduct(name=experiment.name, reader=experiment.reader)
+        product = ReaderProduct(reader=experiment.reader)
         training = experiment.fork
 
         def made(
             seed: int, weight: float | None, looks: int, split: Split = "test", trials: tuple[Fork, ...] = ()
         ) -> Fork:
             return Fork(
+                name=experiment.name,
                 product=product,
                 method=method,
                 training=training,
                 seed=seed,
                 looks=looks,
                 split=split,
+                source=experiment.fork_source,
                 weight=weight,
                 trials=trials,
             )
@@ -144,13 +150,14 @@ class LipReadingStudy(Study):
 
     def reading(self, experiment: Experiment) -> Transcribe:
         """The run of its reader."""
-        return Transcribe(product=ReaderProduct(name=experiment.name, reader=experiment.reader))
+        product = ReaderProduct(reader=experiment.reader)
+        return Transcribe(name=experiment.name, product=product, source=experiment.fork_source)
 
     def gradients(self, experiment: Experiment) -> Gradients:
         """The run of its estimators."""
         assert experiment.gradients is not None
-        product = ReaderProduct(name=experiment.name, reader=experiment.reader)
-        return Gradients(product=product, **dict(experiment.gradients))
+        product = ReaderProduct(reader=experiment.reader)
+        return Gradients(name=experiment.name, product=product, **dict(experiment.gradients))
 
     def runs(self) -> list[Run]:
         """All runs of the experiments whose clips are there; those that train a reader first."""

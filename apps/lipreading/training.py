@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from apps.lipreading.methods import Method
 from apps.lipreading.models import LipReader
-from apps.lipreading.rewards import characters, reward
+from apps.lipreading.rewards import UNLABELLED, characters, reward
 from apps.lipreading.sources import Corpus
 from core.sequence import schedules
 from core.sequence.batch import TokenBatch
@@ -119,6 +120,8 @@ class LipTask:
 
     corpus: Corpus
     method: Method
+    in_grammar: float = math.nan
+    """Share of the last transcripts that were sentences of the grammar, where no labels are read."""
 
     @property
     def max_length(self) -> int:
@@ -135,7 +138,13 @@ class LipTask:
     def reward(self, batch: TokenBatch, prompts: Prompts) -> Tensor:
         """See ``method_reward``."""
         assert prompts.reference is not None
-        return method_reward(self.method, batch, prompts.reference)
+        found = method_reward(self.method, batch, prompts.reference)
+        if self.method.reward in UNLABELLED and self.corpus.grammar is not None:
+            # What is no sentence cannot be right, whoever agrees on it.
+            parses = self.corpus.grammar.parses(batch.tokens).to(found)
+            self.in_grammar = float(parses.mean())
+            found = found * parses
+        return found
 
 
 def method_reward(method: Method, batch: TokenBatch, reference: TokenBatch) -> Tensor:
@@ -155,20 +164,47 @@ def method_reward(method: Method, batch: TokenBatch, reference: TokenBatch) -> T
     return found
 
 
+class Guard:
+    """Ends a training without labels when its transcripts leave the grammar or agree less (a callback of the trainer).
+
+    Args:
+        task: whose share of sentences in the grammar is watched, beside the reward.
+        fall: from the best mean of ten updates to the last one, at which the training ends.
+    """
+
+    WINDOW = 10
+
+    def __init__(self, task: LipTask, fall: float) -> None:
+        self.task, self.fall = task, fall
+
+    def __call__(self, trainer: SequencePolicyOptimization, record: Record) -> bool:
+        """Whether to go on."""
+        record["in_grammar"] = self.task.in_grammar
+        return not any(
+            self.fallen([x.get(name, math.nan) for x in trainer.records]) for name in ("in_grammar", "reward")
+        )
+
+    def fallen(self, values: Sequence[float]) -> bool:
+        """Whether the last full window lies too far below the best one; updates without a number are left out."""
+        known = [value for value in values if math.isfinite(value)]
+        windows = [known[i : i + self.WINDOW] for i in range(0, len(known) - self.WINDOW + 1, self.WINDOW)]
+        means = [sum(window) / self.WINDOW for window in windows]
+        return len(means) > 1 and max(means) - means[-1] > self.fall
+
+
 def trainer(
-    model: LipReader, corpus: Corpus, method: Method, settings: TrainingSettings, seed: int, weight: float | None = None
+    model: LipReader, task: LipTask, settings: TrainingSettings, seed: int, weight: float | None = None
 ) -> SequencePolicyOptimization:
-    """The core's trainer of a model on a corpus by a method.
+    """The core's trainer of a model on a task.
 
     Args:
         model: a lip-reader; it is changed in place.
-        corpus: what it learns from.
-        method: the objective.
+        task: the clips, and the method.
         settings: of the training.
         seed: of clips, noise and samples.
         weight: of the policy loss; the method's first if None.
     """
-    task = LipTask(corpus, method)
+    method = task.method
     supervised = CTC(blank=alphabet.PAD, eos=alphabet.EOS) if model.settings.name == "stcnn" else CrossEntropy()
     policy = method.loss
     source: Source = Supervised(task, settings.batch)
@@ -231,5 +267,9 @@ def train(
         InputError: a checkpoint of another training.
         TrainingDiverged: losses stay without a number.
     """
-    made = trainer(model, corpus, method, settings, seed, weight)
-    return made.train(settings.updates, run=run, checkpoint=checkpoint, progress=progress, callbacks=callbacks)
+    task = LipTask(corpus, method)
+    guards = [] if method.guard is None else [Guard(task, method.guard)]
+    made = trainer(model, task, settings, seed, weight)
+    return made.train(
+        settings.updates, run=run, checkpoint=checkpoint, progress=progress, callbacks=[*callbacks, *guards]
+    )

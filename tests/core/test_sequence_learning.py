@@ -33,7 +33,7 @@ def warm(seed: int, *, value: bool = False) -> ToyPolicy:
     """A policy that has learnt the chain in part."""
     made = CHAIN.policy(seed=seed, value=value)
     objective = Objective(supervised=CrossEntropy())
-    SequencePolicyOptimization(made, Supervised(CHAIN, 256), objective, learning_rate=2e-3, seed=seed).train(150)
+    SequencePolicyOptimization(made, Supervised(CHAIN, 256), objective, learning_rate=2e-3, seed=seed).train(160)
     return made
 
 
@@ -163,7 +163,7 @@ def needle_runs(seed: int, updates: int = 800, distinct: int = 8) -> dict[str, A
 
 
 def offline_runs(
-    seed: int, updates: int = 300, rate: float = 5e-4, beta: float = 0.03, kl: float = 0.01
+    seed: int, updates: int = 600, rate: float = 5e-4, beta: float = 0.03, kl: float = 0.01
 ) -> dict[str, Any]:
     start = warm(seed, value=True)
     batch, right = answered(start, 16, seed=seed)
