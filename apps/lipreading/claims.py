@@ -89,15 +89,18 @@ def _signal(evidence: Evidence, roles: Roles) -> _Verdict:
             raise Undecided(f"the study has no gradients of {name}")
     ours, ours_left = jackknife(data, roles.pcpg_gradient)
     theirs, theirs_left = jackknife(data, roles.reinforce_gradient)
-    if min(ours.snr, theirs.snr) <= 0:
-        raise Undecided("a signal is not told from noise; more repeats are needed")
     repeats = len(ours_left)
+    unclear = "a signal is not told from noise; more repeats are needed"
+    if min(ours.snr, theirs.snr) <= 0:
+        raise Undecided(unclear)
     difference = math.log(ours.snr / theirs.snr)
     left = [
         math.log(a.snr / b.snr) if min(a.snr, b.snr) > 0 else np.nan
         for a, b in zip(ours_left, theirs_left, strict=True)
     ]
     wide = float(stats.t.ppf(0.975, repeats - 1)) * standard_error(left)
+    if not (math.isfinite(wide) and math.isfinite(ours.cosine)):
+        raise Undecided(unclear)
     interval = Interval(difference, difference - wide, difference + wide, repeats)
     reason = (
         f"SNR {ours.snr:.3f} against {theirs.snr:.3f}; cosine with the reference {ours.cosine:.2f} and "
@@ -136,6 +139,8 @@ def _at_equal_weight(evidence: Evidence, roles: Roles, measure: str) -> str:
 def _group(evidence: Evidence, roles: Roles) -> _Verdict:
     one, other = roles.group, roles.cross_entropy
     base = float(np.mean(list(evidence.values(roles.fork, other, "CER sampled").values())))
+    if base == 0:
+        raise Undecided(f"{other} makes no error, of which a share could go")
     found = _scaled(evidence.difference(roles.fork, one, other, "CER sampled", ONE_SIDED), base)
     greedy = evidence.difference(roles.fork, one, other, "CER")
     reason = (

@@ -55,8 +55,9 @@ class Gradients(Run):
         """
         reader = self.product.open(context)
         corpus = self.product.reader.source.open(context.device)
-        generator = torch.Generator().manual_seed(stream(self.seed, "gradients: clips"))
-        seen = corpus.training(torch.randperm(corpus.size, generator=generator)[: self.clips], generator)
+        generator = torch.Generator(context.device).manual_seed(stream(self.seed, "gradients: clips"))
+        order = torch.randperm(corpus.size, generator=generator, device=context.device)
+        seen = corpus.training(order[: self.clips].cpu(), generator)
         model, weights = reader.model.eval(), last_weights(reader.model)
         draws = torch.Generator(context.device).manual_seed(stream(self.seed, "gradients: transcripts"))
         found: list[Tensor] = []
@@ -70,6 +71,7 @@ class Gradients(Run):
         return xr.Dataset(
             {"own": (dims, own.numpy()), "shared": (dims, shared.numpy())},
             coords={"method": [m.name for m in self.methods]},
+            attrs={"grouped": "; ".join(m.name for m in self.methods if m.compares)},
         )
 
 

@@ -84,6 +84,7 @@ class Looks:
             keep,
             seed,
         )
+        folder.mkdir(parents=True, exist_ok=True)
         record = folder / self.RECORD
         self.found = [Look(**x) for x in json.loads(record.read_text())] if record.exists() else []
 

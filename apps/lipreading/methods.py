@@ -51,7 +51,11 @@ class Method(Config):
         if not all(0 <= share <= 1 for share in self.replaced):
             raise InputError(f"replaced: {self.replaced} is outside [0, 1]")
         if self.loss is None:
+            if not self.supervised:
+                raise InputError("supervised: 0 leaves nothing to learn from, as there is no loss; allowed: above 0")
             return self
+        if max(self.replaced) > 0:
+            raise InputError(f"replaced: {self.replaced}; allowed beside a loss, whose samples are read as they are: 0")
         if self.loss.name not in SUPPORTED:
             raise InputError(f"loss: {self.loss.name} learns from recorded pairs; allowed: {', '.join(SUPPORTED)}")
         if self.loss.name in OWN_CREDIT and self.estimator is not None:

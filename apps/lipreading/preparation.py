@@ -193,7 +193,8 @@ def prepare_clip(
     notes = list(clip.notes)
     if count > settings.frames:
         raise InputError(f"{recording.path}: {count} frames; must be at most {settings.frames} (--frames)")
-    if count < settings.frames:
+    # Words that are cut out of longer recordings have lengths of their own.
+    if count < settings.frames and recording.first is None:
         notes.append(f"{recording.path}: {count} frames; the last one is repeated to {settings.frames}")
     times = recording.align(settings.frames, count) if recording.align is not None else None
     frames = padded(clip.frames, settings.frames)
@@ -221,7 +222,8 @@ def _claim(out: Path, request: dict[str, Any]) -> dict[str, Any] | None:
     ours = out / PARTS / REQUEST
     record = files.read_json(out / RECORD) if (out / RECORD).exists() else None
     held = record.get("request") if record is not None else files.read_json(ours) if ours.exists() else None
-    if held is not None or record is not None:
+    # A request of which no part was made was refused or stopped at once: another may take its place.
+    if record is not None or any((out / PARTS).glob("*.zip")):
         if held != files.jsonable(request):
             raise InputError(f"{out}: holds clips that were prepared otherwise ({_difference(held, request)})")
         return record

@@ -53,7 +53,7 @@ LandmarksOption = Annotated[
 
 def prepare(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Folder of the recordings.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the pack, new or empty.")],
+    out: Annotated[Path, typer.Option(help="Folder of the pack, new or empty.")],
     corpus: CorpusOption = CorpusName.auto,
     split: Annotated[
         SplitName, typer.Option(help="GRID: test s1, s2, s20, s22; or 255 sentences of each speaker.")
@@ -79,7 +79,7 @@ def prepare(
 ) -> None:
     """Cut the mouths out of recordings and store them as a pack; the same command goes on after a stop.
 
-    Example: szilard lipreading prepare grid runs/grid --split overlapped --workers 8
+    Example: szilard lipreading prepare grid --out runs/grid --split overlapped --workers 8
     """
     from apps.lipreading.preparation import LICENCES, USUAL, PrepareSettings, read_recordings
     from apps.lipreading.preparation import prepare as prepare_pack

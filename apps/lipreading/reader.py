@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from apps.lipreading.clips import Clips
@@ -46,6 +47,12 @@ class ReaderConfig(Config):
     """Whether the weights of the best look are kept, in place of the last."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Of weights, order of the clips, noise and dropout."""
+
+    @model_validator(mode="after")
+    def _looked_at(self) -> Self:
+        if self.best and not self.looks:
+            raise InputError("best: true needs looks, of which the best is kept; looks is 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,7 @@ def make_reader(
         InputError: clips that cannot be read, or that the model does not take.
         TrainingDiverged: losses stay without a number; the checkpoint has the last good state.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     corpus = config.source.open(device)
     model = fresh_model(config).to(device)
     callbacks = []
@@ -143,11 +151,20 @@ def fresh_model(config: ReaderConfig) -> LipReader:
         return build(config.model)
 
 
+def grammar_of(corpus: Corpus) -> str | None:
+    """Name of the grammar of its transcripts, None where there is none."""
+    return next((name for name, known in GRAMMARS.items() if known is corpus.grammar), None)
+
+
 def record_of(corpus: Corpus) -> dict[str, object]:
     """What must be known of a corpus to read like clips."""
-    grammar = next((name for name, known in GRAMMARS.items() if known is corpus.grammar), None)
     lips = corpus.lips.record() if isinstance(corpus, PackCorpus) and corpus.lips is not None else None
-    return {"grammar": grammar, "max_length": corpus.max_length, "lips": lips, "frame_size": corpus.frame_size}
+    return {
+        "grammar": grammar_of(corpus),
+        "max_length": corpus.max_length,
+        "lips": lips,
+        "frame_size": corpus.frame_size,
+    }
 
 
 def open_reader(folder: Path, device: torch.device | str = "cpu") -> Reader:

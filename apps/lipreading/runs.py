@@ -15,6 +15,7 @@ from apps.lipreading.methods import Method
 from apps.lipreading.metrics import character_errors, word_errors
 from apps.lipreading.models import LipReader
 from apps.lipreading.products import ReaderProduct
+from apps.lipreading.reader import grammar_of
 from apps.lipreading.sources import Corpus, Source, Split
 from apps.lipreading.training import TrainingSettings, train
 from core.errors import InputError
@@ -47,11 +48,14 @@ class Transcribe(Run):
         return f"{self.name}: the reader"
 
     def execute(self, inputs: Mapping[str, xr.Dataset], context: Context) -> xr.Dataset:
-        """What ``transcripts`` returns, with the attention at a few clips and the looks of the training."""
+        """What ``transcripts`` returns, with the attention at a few clips and the looks of the training; attribute
+        ``grammar``, the name of that of the clips, empty where there is none.
+        """
         reader = self.product.open(context)
         corpus = (self.source or self.product.reader.source).open(context.device)
         found = transcripts(reader.model, corpus, self.split, seed=0)
-        return found.merge(attention(reader.model, corpus, self.split)).merge(looks_of(reader.looks))
+        found = found.merge(attention(reader.model, corpus, self.split)).merge(looks_of(reader.looks))
+        return found.assign_attrs(grammar=grammar_of(corpus) or "")
 
 
 class Fork(Run):
@@ -191,11 +195,15 @@ def attention(model: LipReader, corpus: Corpus, split: Split) -> xr.Dataset:
     weights = model.attention(greedy).cpu().numpy()
     return xr.Dataset(
         {
-            "attention": (("example", "written", "step"), weights.astype(np.float32)),
+            # Of the variable: those of a dataset are lost where it is merged into another.
+            "attention": (
+                ("example", "written", "step"),
+                weights.astype(np.float32),
+                {"frames": int(seen.clips.steps)},
+            ),
             "written": (("example", "written"), greedy.tokens.cpu().numpy().astype(np.uint8)),
             "word_frames": (("example", "word", "end"), seen.words.cpu().numpy().astype(np.float32)),
-        },
-        attrs={"frames": int(seen.clips.steps)},
+        }
     )
 
 

@@ -206,14 +206,14 @@ class Augmentation(Config):
         """Flipped, repeated and cut frames ``(n, T, H, W)``."""
         n, t = frames.shape[:2]
         if self.flip:
-            flipped = torch.rand(n, generator=generator) < self.flip
+            flipped = _uniform(generator, n) < self.flip
             frames = torch.where(flipped[:, None, None, None], frames.flip(-1), frames)
         if self.repeat:
-            repeated = torch.rand(n, t, generator=generator) < self.repeat
+            repeated = _uniform(generator, n, t) < self.repeat
             repeated[:, 0] = False
             frames = frames[torch.arange(n)[:, None], torch.arange(t) - repeated.long()]
         if self.crop is not None:
-            high, wide = (int(torch.randint(room + 1, (), generator=generator)) for room in self._room(frames))
+            high, wide = (int(_whole(generator, 0, room)) for room in self._room(frames))
             frames = frames[:, :, high : high + self.crop[0], wide : wide + self.crop[1]]
         return frames
 
@@ -229,12 +229,13 @@ class Augmentation(Config):
         frames = clips.frames
         n, t = frames.shape[:2]
         if self.shift:
-            by = torch.randint(-self.shift, self.shift + 1, (n,), generator=generator).to(frames.device)
+            by = _whole(generator, -self.shift, self.shift, n).to(frames.device)
             place = (torch.arange(t, device=frames.device) - by[:, None]).clamp(min=0)
             place = torch.minimum(place, clips.length[:, None] - 1)
             frames = frames[torch.arange(n, device=frames.device)[:, None], place]
         if self.noise:
-            frames = frames + self.noise * torch.randn(frames.shape, generator=generator).to(frames.device)
+            drawn = torch.randn(frames.shape, generator=generator, device=generator.device)
+            frames = frames + self.noise * drawn.to(frames.device)
         return Clips(frames, clips.length)
 
     def _room(self, frames: Tensor) -> tuple[int, int]:
@@ -350,6 +351,16 @@ class PackCorpus(Corpus):
         reference = references(self.tokens[index, :longest], self.length[index])
         found = Examples(clips, reference, self.speaker[index], _words(said, len(index)))
         return tree.map_tensors(lambda x: x.to(self.device), found)
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """In [0, 1), on the CPU, where the frames of a corpus are; the generator may be on another device."""
+    return torch.rand(shape, generator=generator, device=generator.device).cpu()
+
+
+def _whole(generator: torch.Generator, low: int, high: int, *shape: int) -> Tensor:
+    """From ``low`` to ``high``, both among them; likewise."""
+    return torch.randint(low, high + 1, shape, generator=generator, device=generator.device).cpu()
 
 
 def _words(said: Sequence[Alignment | None], n: int) -> Tensor:

@@ -37,6 +37,15 @@ class GradientSettings(Config):
     repeats: int = Field(default=120, ge=4)
     """Draws."""
 
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        names = [m.name for m in self.methods]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise InputError(f"methods: {', '.join(sorted(twice))} stands there twice; names must differ")
+        if without := [m.name for m in self.methods if m.loss is None]:
+            raise InputError(f"methods: {without[0]} has no loss, of which a gradient could be taken")
+        return self
+
 
 class Experiment(Config):
     """A reader, and what objectives make of it."""
@@ -183,13 +192,14 @@ class LipReadingStudy(Study):
             }
             for key, runs in forks.items()
         }
+        readings = {e.name: results[self.reading(e)] for e in there}
         return Evidence(
             [e.name for e in there],
-            {e.name: results[self.reading(e)] for e in there},
+            readings,
             {key: {seed: results[run] for seed, run in runs.items()} for key, runs in forks.items()},
             {key: found for key, found in trials.items() if found},
             {e.name: results[self.gradients(e)] for e in there if e.gradients is not None},
-            {e.name: e.reader.source.grammar if e.reader.source.kind == "simulated" else "grid" for e in there},
+            {name: data.attrs["grammar"] or None for name, data in readings.items()},
             {e.name: e.missing for e in self.experiments if e.missing},
         )
 

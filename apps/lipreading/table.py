@@ -127,8 +127,25 @@ def notes_of(evidence: Evidence) -> list[str]:
             "out above 1). Intervals: mean and 1.96 jackknife standard errors over repeats. A large SNR alone says "
             "little: short windows have it, and point elsewhere."
         )
+    notes += [nearest_note(name, data) for name, data in evidence.gradients.items()]
     notes += [f"{name} was left out: {reason}." for name, reason in evidence.absent.items()]
     return notes
+
+
+def nearest_note(name: str, data: xr.Dataset) -> str:
+    """Which estimators' single gradients point nearest to the reference's, with and without comparing transcripts."""
+    found = {str(m): jackknife(data, str(m))[0].one_repeat for m in data["method"].values[:-1]}
+    known = {method: value for method, value in found.items() if math.isfinite(value)}
+    if not known:
+        return f"{name}: no estimator's signal is told from noise."
+    grouped = set(str(data.attrs.get("grouped", "")).split("; "))
+    best = max(known, key=lambda method: known[method])
+    alone = max((m for m in known if m not in grouped), key=lambda method: known[method], default=best)
+    also = "" if alone == best else f"; of those that sample a clip once, {alone} ({known[alone]:.2f})"
+    return (
+        f"{name}: the gradient of one repeat is expected to point nearest to the reference's mean with {best} "
+        f"({known[best]:.2f}){also}."
+    )
 
 
 def last_slope(data: xr.Dataset) -> tuple[int, float] | None:
@@ -136,4 +153,6 @@ def last_slope(data: xr.Dataset) -> tuple[int, float] | None:
     if data.sizes.get("look", 0) < 2:
         return None
     updates, rates_seen = data["look_update"].values, data["look_greedy"].values
+    if not rates_seen[-2]:
+        return None
     return int(updates[-1] - updates[-2]), float(1 - rates_seen[-1] / rates_seen[-2])

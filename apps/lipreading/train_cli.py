@@ -86,6 +86,8 @@ def train(
 def begin_folder(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
     """Make the folder of a model, or find the one of an earlier training of the same config.
 
+    A training that left nothing but its config was refused before its first update: another one may take its place.
+
     Args:
         out: the folder.
         config: of the training, plain data.
@@ -106,10 +108,17 @@ def begin_folder(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
         for name in (MODEL, CURVE, CONFIG, CALIBRATION):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-    elif held and files.read_json(out / CONFIG) != files.jsonable(config):
+    elif _begun(out) and files.read_json(out / CONFIG) != files.jsonable(config):
         raise InputError(f"--out {out}: holds a training of another config; choose another --out, or --fresh")
     try:
         (out / CHECKPOINT).mkdir(parents=True, exist_ok=True)
         files.write_json(out / CONFIG, config)
     except OSError as error:
         raise InputError(f"--out {out}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _begun(out: Path) -> bool:
+    """Whether a training has left a model, or a state to go on from."""
+    from apps.lipreading.reader import MODEL
+
+    return (out / MODEL).exists() or ((out / CHECKPOINT).is_dir() and any((out / CHECKPOINT).iterdir()))

@@ -16,6 +16,7 @@ from apps.lipreading.methods import Method
 from apps.lipreading.models import LipReader
 from apps.lipreading.rewards import UNLABELLED, characters, reward
 from apps.lipreading.sources import Corpus
+from core.errors import InputError
 from core.sequence import schedules
 from core.sequence.batch import TokenBatch
 from core.sequence.losses import CTC, CrossEntropy
@@ -130,7 +131,7 @@ class LipTask:
 
     def prompts(self, n: int, step: int, generator: torch.Generator) -> Prompts:
         """N clips, all different where there are as many."""
-        rows = torch.randperm(self.corpus.size, generator=generator)[:n]
+        rows = torch.randperm(self.corpus.size, generator=generator, device=generator.device)[:n].cpu()
         seen = self.corpus.training(rows, generator)
         reference = seen.reference.with_(context=seen.clips)
         return Prompts(seen.clips, reference)
@@ -180,9 +181,11 @@ class Guard:
     def __call__(self, trainer: SequencePolicyOptimization, record: Record) -> bool:
         """Whether to go on."""
         record["in_grammar"] = self.task.in_grammar
-        return not any(
-            self.fallen([x.get(name, math.nan) for x in trainer.records]) for name in ("in_grammar", "reward")
-        )
+        return not self.fell(trainer.records)
+
+    def fell(self, records: Sequence[Record]) -> bool:
+        """Whether these updates are such that the training ends."""
+        return any(self.fallen([x.get(name, math.nan) for x in records]) for name in ("in_grammar", "reward"))
 
     def fallen(self, values: Sequence[float]) -> bool:
         """Whether the last full window lies too far below the best one; updates without a number are left out."""
@@ -203,8 +206,16 @@ def trainer(
         settings: of the training.
         seed: of clips, noise and samples.
         weight: of the policy loss; the method's first if None.
+
+    Raises:
+        InputError: the method acts on single symbols, and the model gives their probabilities no parts.
     """
     method = task.method
+    by_symbol = max(method.replaced) > 0 or (method.loss is not None and method.loss.name == "pcpg")
+    if model.ctc and by_symbol:
+        raise InputError(
+            f"method {method.name}: acts on single symbols, and {model.settings.name} scores whole transcripts"
+        )
     supervised = CTC(blank=alphabet.PAD, eos=alphabet.EOS) if model.settings.name == "stcnn" else CrossEntropy()
     policy = method.loss
     source: Source = Supervised(task, settings.batch)
@@ -270,6 +281,11 @@ def train(
     task = LipTask(corpus, method)
     guards = [] if method.guard is None else [Guard(task, method.guard)]
     made = trainer(model, task, settings, seed, weight)
+    if guards and checkpoint is not None:
+        # A training that its guard has ended is not to go on because it was killed before its result was kept.
+        made.train(0, run=run, checkpoint=checkpoint)
+        if guards[0].fell(made.records):
+            return made.records
     return made.train(
         settings.updates, run=run, checkpoint=checkpoint, progress=progress, callbacks=[*callbacks, *guards]
     )

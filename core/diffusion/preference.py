@@ -11,7 +11,6 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor
-from torch.nn import functional
 
 from core.diffusion.prior import Prior
 from core.diffusion.training import (
@@ -32,6 +31,7 @@ from core.errors import InputError
 from core.rl.algorithm import TrainingDiverged
 from core.rl.checkpoint import load_optimizer, optimizer_tensors, read_tensors
 from core.seeds import stream
+from core.sequence.preferences import margin_loss
 from core.study.config import Config
 
 P = TypeVar("P", bound=Prior)
@@ -298,4 +298,4 @@ def preference_loss(
         reference_won, reference_lost = errors(reference)
         sign = torch.where(won > reference_won, -1.0, 1.0) if anchor else torch.ones_like(won)
     advantage = (won - reference_won) - sign * (lost - reference_lost)
-    return -functional.logsigmoid(-beta / 2 * advantage).mean(), sign
+    return margin_loss(-beta / 2 * advantage, 0.0), sign

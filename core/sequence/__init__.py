@@ -2,7 +2,8 @@
 
 Example: policy optimisation of a toy policy on a task with verifiable answers.
 
-    policy, task = ToyPolicy(ModularChain(11)), ModularChain(11)
+    task = ModularChain(11)
+    policy = task.policy()
     objective = Objective(policy=ClipCov(ratio=0.2, low=0.2, high=10), estimator=GroupRelative(), minibatches=4)
     trainer = SequencePolicyOptimization(policy, Rollouts(task, prompts=64, group=8), objective, learning_rate=5e-4)
     records = trainer.train(800)
@@ -42,7 +43,7 @@ from core.sequence.losses import (
 )
 from core.sequence.objective import Objective
 from core.sequence.offline import OREO
-from core.sequence.policy import SequencePolicy, Stepwise, StepwisePolicy, sample_stepwise
+from core.sequence.policy import SequencePolicy, Stepwise, StepwisePolicy, sample_stepwise, scores_of
 from core.sequence.preferences import CPL, DPO, PreferenceDegree, did_entropy, did_weights
 from core.sequence.resets import DatasetReset
 from core.sequence.rollouts import Prompts, Recorded, Rollouts, Supervised, Task
@@ -106,4 +107,5 @@ __all__ = [
     "load_causal_lm",
     "prefix_edit_distances",
     "sample_stepwise",
+    "scores_of",
 ]

@@ -40,8 +40,8 @@ def group_relative(r: Tensor, group: Tensor, scale: Scale | None = "group", eps:
     """``(B,)`` (r - mean)/(std + eps) over the rows of each group (Shao et al. 2024, GRPO, arXiv 2402.03300).
 
     The deviation is of the group or of the whole batch, over n - 1; None divides by nothing (Dr.GRPO). A row that is
-    alone in its group keeps its reward, as if the mean were 0 and the deviation 1. Where all rewards of a group are
-    equal it is exactly 0.
+    alone in its group keeps its reward (over 1 + eps), as if the mean were 0 and the deviation 1. Where all rewards of
+    a group are equal it is exactly 0.
 
     Args:
         r: ``(B,)`` rewards.
@@ -54,8 +54,9 @@ def group_relative(r: Tensor, group: Tensor, scale: Scale | None = "group", eps:
     if scale is None:
         return centred
     if scale == "batch":
-        return centred / (r.std() + eps)
-    std = (group_sum(centred.square(), group) / (n - 1).clamp(min=1)).sqrt()
+        std = r.std() if len(r) > 1 else r.new_ones(())
+    else:
+        std = (group_sum(centred.square(), group) / (n - 1).clamp(min=1)).sqrt()
     return centred / (torch.where(n == 1, 1.0, std) + eps)
 
 
@@ -204,6 +205,9 @@ class SemanticEntropyScale(_Estimator):
         check("SemanticEntropyScale.alpha", self.alpha, 0 <= self.alpha <= 1, "in [0, 1]")
         check("SemanticEntropyScale.f", self.f, self.f in ("linear", "exp", "focal"), "linear, exp or focal")
         check("SemanticEntropyScale.focus", self.focus, self.focus > 0, "above 0")
+        check("SemanticEntropyScale.mass", self.mass, self.mass in ("probability", "count"), "probability or count")
+        formulas = ("entropy", "mean_log")
+        check("SemanticEntropyScale.entropy", self.entropy, self.entropy in formulas, "entropy or mean_log")
 
     def factor(self, batch: TokenBatch) -> Tensor:
         """``(B,)`` in [0, 1], the same for all sequences of a prompt."""
@@ -243,6 +247,8 @@ class SemanticShare:
 
     def __post_init__(self) -> None:
         check("SemanticShare.threshold", self.threshold, 0 < self.threshold <= 1, "in (0, 1]")
+        guards = ("max_entropy", "majority", None)
+        check("SemanticShare.guard", self.guard, self.guard in guards, "max_entropy, majority or None")
 
     def __call__(self, batch: TokenBatch) -> Tensor:
         """``(B,)`` rewards.
@@ -279,7 +285,8 @@ class Voting:
 
 def random_reward(batch: TokenBatch, generator: torch.Generator | None = None) -> Tensor:
     """``(B,)`` 0 or 1 at even odds: the control that shows what a reward without information does."""
-    return torch.randint(0, 2, (len(batch),), generator=generator, device=batch.tokens.device).float()
+    device = batch.tokens.device if generator is None else generator.device
+    return torch.randint(0, 2, (len(batch),), generator=generator, device=device).to(batch.tokens.device).float()
 
 
 def _cluster_shares(batch: TokenBatch, cluster: Cluster) -> tuple[Tensor, Tensor]:

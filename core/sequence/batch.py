@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -84,10 +85,15 @@ class TokenBatch:
 
     def minibatches(self, n: int, generator: torch.Generator) -> Iterator[Self]:
         """The batch in n parts of nearly as many prompts each, drawn at random; no prompt's sequences are parted."""
+        for rows in self.deal(n, generator):
+            yield self[rows]
+
+    def deal(self, n: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """Masks ``(B,)`` of the rows of ``minibatches``: n, or as many as there are prompts if those are fewer."""
         prompts = torch.unique(self.group)
         order = prompts[torch.randperm(len(prompts), generator=generator, device=generator.device).to(prompts.device)]
-        for part in order.chunk(n):
-            yield self[torch.isin(self.group, part)]
+        for part in order.tensor_split(min(n, len(order)) or 1):
+            yield torch.isin(self.group, part)
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on a device."""
@@ -118,13 +124,12 @@ class TokenBatch:
             for name in names
             if len({getattr(part, name).dim() for part in parts}) == 1
         }
-        absent = {f.name: None for f in dataclasses.fields(cls) if f.name not in found and f.name != "context"}
+        absent = {f.name: None for f in dataclasses.fields(parts[0]) if f.name not in found and f.name != "context"}
         context = parts[0].context
         if any(part.context is not context for part in parts):
             context = tree.map_tensors(lambda *x: torch.cat(x), *(part.context for part in parts))
-            prompts = [0, *(_rows(part.context) for part in parts[:-1])]
-            offsets = torch.tensor(prompts).cumsum(0)
-            found["group"] = torch.cat([part.group + int(o) for part, o in zip(parts, offsets, strict=True)])
+            before = itertools.accumulate((count_prompts(part.context)[0] for part in parts), initial=0)
+            found["group"] = torch.cat([part.group + n for part, n in zip(parts, before, strict=False)])
         return parts[0].with_(**{**absent, **found, "context": context})
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -134,9 +139,16 @@ class TokenBatch:
                 yield f.name, value
 
 
-def _rows(context: Any) -> int:
-    """Prompts of a context."""
-    return len(next(x for _, x in tree.named_tensors(context)))
+def count_prompts(context: Any) -> tuple[int, torch.device]:
+    """P and the device of a context.
+
+    Raises:
+        InputError: it holds no tensor.
+    """
+    some = next((x for _, x in tree.named_tensors(context)), None)
+    if some is None:
+        raise InputError(f"context: {type(context).__name__} holds no tensor; allowed: one entry a prompt")
+    return len(some), some.device
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from core.errors import InputError, require
 from core.sequence.batch import TokenBatch, TokenScores
-from core.sequence.policy import NOTHING, Stepwise, sample_stepwise
+from core.sequence.policy import NOTHING, Stepwise, sample_stepwise, scores_of
 from core.torchvision_guard import shield
 
-Prompts = dict[str, Tensor]
+PromptTokens = dict[str, Tensor]
 """``input_ids`` and ``attention_mask``, ``(P, L)`` each, padded on the left (a tokenizer's ``padding_side="left"``)."""
 
 
@@ -35,7 +34,7 @@ class Cached:
 
 
 class CausalLMPolicy(nn.Module, Stepwise):
-    """A causal language model that answers prompts; its context are ``Prompts``.
+    """A causal language model that answers prompts; its context are ``PromptTokens``.
 
     A prompt is encoded once for all its answers, in sampling, scoring and search alike. Positions are counted over the
     tokens that are there, so padding changes no score. Padding is known by the masks alone: the symbol for it may be
@@ -71,7 +70,7 @@ class CausalLMPolicy(nn.Module, Stepwise):
         self.cache_name = "cache" if named else "past_key_values"
         self.eval()
 
-    def start(self, context: Prompts, group: Tensor) -> tuple[Tensor, Cached]:
+    def start(self, context: PromptTokens, group: Tensor) -> tuple[Tensor, Cached]:
         """See ``StepwisePolicy.start``.
 
         Raises:
@@ -108,7 +107,7 @@ class CausalLMPolicy(nn.Module, Stepwise):
 
     def sample(
         self,
-        context: Prompts,
+        context: PromptTokens,
         n: int,
         max_length: int,
         temperature: float = 1.0,
@@ -127,10 +126,11 @@ class CausalLMPolicy(nn.Module, Stepwise):
         """See ``SequencePolicy.score``; fills entropy, logits, hidden and, if there is a head for it, value.
 
         Raises:
-            InputError: prompt and answer exceed the model's context, or as ``start``.
+            InputError: prompt and answer, but for its last token, exceed the model's context, or as ``start``.
         """
         length = batch.tokens.shape[1]
-        self._check_room(batch.context["input_ids"].shape[1] + length)
+        # The last token is not read: a value beam asks for the value after an answer that fills the context.
+        self._check_room(batch.context["input_ids"].shape[1] + length - 1)
         deep = "hidden" in need or ("value" in need and self.value_head is not None)
         out, state = self._read(batch.context, deep)
         parts = [out.logits[batch.group, -1:]]
@@ -142,38 +142,14 @@ class CausalLMPolicy(nn.Module, Stepwise):
             hidden += [out.hidden_states[-1]] if deep else []
         logits = torch.cat(parts, 1)
         states = torch.cat(hidden, 1) if deep else None
-        log_prob, entropy = self._token_scores(logits, batch.tokens, temperature, "entropy" in need)
         value = None
         if "value" in need and self.value_head is not None:
             value = self.value_head(states).squeeze(-1).float()
-        return TokenScores(
-            torch.where(batch.valid, log_prob, 0.0),
-            entropy,
-            logits.float() / temperature if "logits" in need else None,
-            value,
-            states if "hidden" in need else None,
+        return scores_of(
+            logits, batch, temperature, need, hidden=states, value=value, numbers_at_once=self.numbers_at_once
         )
 
-    def _token_scores(
-        self, logits: Tensor, tokens: Tensor, temperature: float, entropy: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        """Log-probabilities and, if asked for, entropies ``(B, T)``, a part of the rows at a time."""
-
-        def work(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-            log_probs = (logits.float() / temperature).log_softmax(-1)
-            log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-            return log_prob, -(log_probs.exp() * log_probs).sum(-1) if entropy else log_prob
-
-        rows = max(1, self.numbers_at_once // max(1, logits[0].numel()))
-        if rows >= len(logits):
-            log_prob, spread = work(logits, tokens)
-        else:
-            pairs = zip(logits.split(rows), tokens.split(rows), strict=True)
-            found = [checkpoint(work, *pair, use_reentrant=False) for pair in pairs]
-            log_prob, spread = (torch.cat(x) for x in zip(*found, strict=True))
-        return log_prob, spread if entropy else None
-
-    def _read(self, context: Prompts, deep: bool = False) -> tuple[Any, Cached]:
+    def _read(self, context: PromptTokens, deep: bool = False) -> tuple[Any, Cached]:
         """The model's output for the last token of each prompt, and its state."""
         mask = self._checked(context)
         out = self.model(
@@ -201,7 +177,7 @@ class CausalLMPolicy(nn.Module, Stepwise):
         )
         return out, Cached(cache, mask)
 
-    def _checked(self, context: Prompts) -> Tensor:
+    def _checked(self, context: PromptTokens) -> Tensor:
         """The prompts' mask."""
         mask = context["attention_mask"].bool()
         self._check_room(mask.shape[1])

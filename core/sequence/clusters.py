@@ -25,6 +25,13 @@ def exact_clusters(batch: TokenBatch) -> Tensor:
     return torch.unique(torch.cat([batch.group.unsqueeze(1), tokens], 1), dim=0, return_inverse=True)[1]
 
 
+def repeated(batch: TokenBatch) -> Tensor:
+    """``(B,)`` bool, whether an earlier row is the same sequence for the same prompt."""
+    ids = exact_clusters(batch)
+    row = torch.arange(len(ids), device=ids.device)
+    return torch.full_like(row, len(row)).scatter_reduce(0, ids, row, "amin")[ids] != row
+
+
 def near_clusters(batch: TokenBatch, distance: int) -> Tensor:
     """``(B,)`` int64 ids of sequences whose edit distance to the first of their cluster is below ``distance``.
 

@@ -6,13 +6,28 @@ import torch
 from torch import Tensor
 
 
+def next_row(row: Tensor, token: Tensor, reference: Tensor) -> Tensor:
+    """``(B, n + 1)`` the row of the dynamic programme after one more token; the first row is all 0.
+
+    Entry j is the distance to the first j symbols of the reference, minus j. In these units an insertion costs nothing,
+    so those that remain after a deletion or a substitution are a running minimum.
+
+    Args:
+        row: ``(B, n + 1)`` int32, the row before.
+        token: ``(B,)`` int64.
+        reference: ``(B, n)`` int64.
+    """
+    step = row + 1
+    other = (reference != token.unsqueeze(1)).to(row.dtype)
+    step[:, 1:] = torch.minimum(step[:, 1:], row[:, :-1] + other - 1)
+    return step.cummin(1).values
+
+
 @torch.no_grad()
 def prefix_edit_distances(tokens: Tensor, keep: Tensor, reference: Tensor, length: Tensor) -> Tensor:
     """``(B, T)`` int64 distances D_t between the first t + 1 tokens of a sequence and the whole of its reference.
 
-    A row of the dynamic programme a step, for all pairs at once: with tmp_j = min(row_j + 1, row_{j-1} + [a_t != b_j])
-    the insertions that remain are a running minimum, new_j = min_{i <= j} (tmp_i - i) + j. T steps, no transfer from a
-    device to the host.
+    A row of the dynamic programme a step, for all pairs at once: T steps, no transfer from a device to the host.
 
     Args:
         tokens: ``(B, T)`` int64.
@@ -21,15 +36,11 @@ def prefix_edit_distances(tokens: Tensor, keep: Tensor, reference: Tensor, lengt
         length: ``(B,)`` int64, lengths of the references; D before the first token is ``length``.
     """
     rows, n = reference.shape
-    # Row j minus j: an insertion costs nothing in these units, so a running minimum takes all of them at once.
     row = torch.zeros(rows, n + 1, dtype=torch.int32, device=tokens.device)
     at = length.unsqueeze(1)
     found = []
     for t in range(tokens.shape[1]):
-        other = (reference != tokens[:, t : t + 1]).to(torch.int32)
-        step = row + 1
-        step[:, 1:] = torch.minimum(step[:, 1:], row[:, :-1] + other - 1)
-        row = torch.where(keep[:, t : t + 1], step.cummin(1).values, row)
+        row = torch.where(keep[:, t : t + 1], next_row(row, tokens[:, t], reference), row)
         found.append(row.gather(1, at))
     if not found:
         return tokens.new_zeros(rows, 0)

@@ -57,6 +57,8 @@ class EntropyMonitor:
         rewards are all equal.
         """
         mask, found = batch.mask, dict[str, Tensor]()
+        if not mask.numel():
+            return found
         if scores.entropy is not None:
             entropy = wide(scores.entropy)
             found["entropy"] = reduce(entropy, mask, "token")

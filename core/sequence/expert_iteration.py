@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.errors import InputError
 from core.seeds import stream
 from core.sequence.batch import TokenBatch
-from core.sequence.clusters import exact_clusters
+from core.sequence.clusters import repeated
 from core.sequence.losses import CrossEntropy
 from core.sequence.objective import Objective
 from core.sequence.reductions import group_max, group_size, group_sum
@@ -47,10 +47,8 @@ class Successes:
 
     def __call__(self, batch: TokenBatch) -> TokenBatch:
         """The sequences that are kept; there may be none."""
-        same, row = exact_clusters(batch), torch.arange(len(batch), device=batch.group.device)
-        first = torch.full_like(row, len(row)).scatter_reduce(0, same, row, "amin")
-        good = total_reward(batch) >= self.at_least
-        return batch[good & batch.mask.any(1) & (first[same] == row)]
+        good = batch[(total_reward(batch) >= self.at_least) & batch.mask.any(1)]
+        return good[~repeated(good)]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from core.sequence.batch import LossResult, TokenBatch, TokenScores
 from core.sequence.policy import NOTHING
 from core.sequence.reductions import How, check, check_groups, group_max, group_sum, per_row, reduce, wide
-from core.sequence.surrogate import LIMIT, Metrics, covariance, largest, log_ratio, lots, ratio_loss, some
+from core.sequence.surrogate import LIMIT, Metrics, covariance, largest, log_ratio, lots, ratio_loss, share_count
 from core.sequence.windows import Windowed
 
 
@@ -125,7 +125,7 @@ class MinimumRisk:
         lp = per_row(scores.log_prob, batch.mask)
         weight = (lp - group_max(lp.detach(), group)).exp()
         p, n = weight / group_sum(weight, group), group_sum(torch.ones_like(r), group)
-        risk = (p * (group_sum(r, group) / n - r)).sum() / (1 / n).sum()
+        risk = (p * (group_sum(r, group) / n - r)).sum() / (1 / n).sum().clamp(min=1)
         return LossResult(risk, {"largest_share": group_max(p.detach(), group).mean()})
 
 
@@ -152,6 +152,7 @@ class GRPO(TokenLoss):
         check("GRPO.low", self.low, 0 <= self.low <= 1, "in [0, 1]")
         check("GRPO.high", self.high, self.high >= 0, "at least 0")
         check("GRPO.beta", self.beta, self.beta >= 0, "at least 0")
+        check("GRPO.level", self.level, self.level in ("token", "sequence"), "token or sequence")
 
     def terms(self, scores: TokenScores, batch: TokenBatch) -> tuple[Tensor, Metrics]:
         """``(B, T)`` the larger of both, and the divergence."""
@@ -206,7 +207,7 @@ class ClipCov(TokenLoss):
         terms, clipped = ratio_loss(x, batch.need("advantage"), self.clip)
         cov = covariance(scores.log_prob, batch.need("advantage"), batch.mask)
         allowed = batch.mask & (cov > self.low) & (cov < self.high) & ~clipped
-        dropped = largest(lots(scores.log_prob), allowed, some(self.ratio, batch.mask))
+        dropped = largest(lots(scores.log_prob), allowed, share_count(self.ratio, batch.mask))
         metrics["clipped"] = reduce(clipped.float(), batch.mask, "token")
         metrics["dropped"] = reduce(dropped.float(), batch.mask, "token")
         return torch.where(dropped, 0.0, terms), metrics
@@ -239,7 +240,7 @@ class KLCov(TokenLoss):
         x, metrics = log_ratio(scores, batch)
         terms, _ = ratio_loss(x, batch.need("advantage"))
         cov = covariance(scores.log_prob, batch.need("advantage"), batch.mask)
-        chosen = largest(cov, batch.mask & (cov > 0), some(self.ratio, batch.mask))
+        chosen = largest(cov, batch.mask & (cov > 0), share_count(self.ratio, batch.mask))
         metrics["restrained"] = reduce(chosen.float(), batch.mask, "token")
         return terms + torch.where(chosen, self.beta * x.abs(), 0.0), metrics
 
@@ -318,7 +319,7 @@ class ForkingTokens(TokenLoss):
         """``(B, T)`` bool, the tokens that count."""
         entropy = wide(entropy.detach())
         if self.exact:
-            high = largest(entropy, mask, some(self.share, mask))
+            high = largest(entropy, mask, share_count(self.share, mask))
         else:
             seen = entropy[mask] if bool(mask.any()) else entropy.new_zeros(1)
             high = entropy >= torch.quantile(seen, 1 - self.share)

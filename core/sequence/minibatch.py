@@ -62,10 +62,8 @@ class Part:
         if n == 1:
             yield self
             return
-        prompts = torch.unique(self.batch.group)
-        order = prompts[torch.randperm(len(prompts), generator=generator, device=generator.device).to(prompts.device)]
-        for chosen in order.chunk(n):
-            yield self[torch.isin(self.batch.group, chosen)]
+        for rows in self.batch.deal(n, generator):
+            yield self[rows]
 
     def halves(self, scores: TokenScores) -> tuple[TokenScores | None, TokenScores | None]:
         """Scores of ``sampled`` and of ``reference`` out of those of ``batch``."""

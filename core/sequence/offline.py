@@ -15,7 +15,7 @@ from torch.nn import functional
 from core.errors import InputError
 from core.sequence.batch import Loss, LossResult, TokenBatch, TokenScores
 from core.sequence.policy import SequencePolicy
-from core.sequence.reductions import per_token, reduce, suffix_sum, wide
+from core.sequence.reductions import check, per_token, reduce, suffix_sum, wide
 from core.sequence.scoring import score_all
 
 
@@ -83,10 +83,9 @@ class OREO:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     def __post_init__(self) -> None:
-        if not (0 < self.beta < math.inf and 0 <= self.kl < math.inf):
-            raise InputError(f"beta = {self.beta}, kl = {self.kl}: must be above 0, and at least 0, both finite")
-        if self.level not in ("token", "step", "response"):
-            raise InputError(f"level = {self.level!r}: must be token, step or response")
+        check("OREO.beta", self.beta, 0 < self.beta < math.inf, "above 0 and finite")
+        check("OREO.kl", self.kl, 0 <= self.kl < math.inf, "at least 0 and finite")
+        check("OREO.level", self.level, self.level in ("token", "step", "response"), "token, step or response")
 
     @property
     def need(self) -> frozenset[str]:
@@ -120,7 +119,7 @@ class OREO:
         metrics = {"actor": value.detach()}
         if self.kl:
             divergence = reduce(_divergence(scores.need("logits"), batch), batch.mask, "sequence")
-            metrics["kl"] = divergence.detach()
+            metrics["kl_ref"] = divergence.detach()
             value = value + self.kl * divergence
         return LossResult(value, metrics)
 

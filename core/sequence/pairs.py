@@ -17,7 +17,7 @@ def ordered_pairs(reward: Tensor, group: Tensor | None = None, *, ties: bool = F
     """All comparisons that rewards allow: rows of the winners, rows of the losers, and weights, ``(N,)`` each.
 
     Args:
-        reward: ``(B,)``.
+        reward: ``(B,)``; -inf, as of the rows of a search that hold no sequence, is compared with nothing.
         group: ``(B,)``, rows of different groups are not compared; all rows are where None.
         ties: whether rows of equal reward are compared too, both ways with weight 1/2.
     """
@@ -31,7 +31,7 @@ def ordered_pairs(reward: Tensor, group: Tensor | None = None, *, ties: bool = F
     weight = (reward[winner] > reward[loser]).float()
     if ties:
         weight = weight + 0.5 * ((reward[winner] == reward[loser]) & (winner != loser))
-    kept = weight > 0
+    kept = (weight > 0) & (reward[loser] > -math.inf)
     return winner[kept], loser[kept], weight[kept]
 
 
@@ -47,7 +47,8 @@ def draw_pairs(
         batch: several sequences a group, with rewards.
         loser: ``worst`` compares the best of a group with its worst, ``sample`` with one drawn from those below it.
             ``did`` draws the winner evenly, so it stands for the policy that sampled the group, which must be the
-            reference, and the loser with ``weight`` from the others; rewards are not read.
+            reference, and the loser with ``weight`` from the others; rewards are not read. Rows without a token of
+            their own take no part.
         generator: of the draws, those among equals too.
         weight: ``(B,)`` for ``did``, from ``did_weights``.
 
@@ -56,6 +57,8 @@ def draw_pairs(
     """
     if loser not in ("worst", "sample", "did") or (loser == "did" and weight is None):
         raise InputError(f"loser = {loser!r}: must be worst or sample, or did with weights")
+    if not bool((there := batch.mask.any(1)).all()):
+        batch, weight = batch[there], None if weight is None else weight[there]
     even = torch.zeros(len(batch), device=batch.group.device)
     reward = even if loser == "did" else per_row(batch.need("reward"), batch.mask)
     won = _first(reward, batch.group, generator)

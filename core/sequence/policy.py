@@ -6,8 +6,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from core.sequence.batch import PAD, TokenBatch, TokenScores
+from core.errors import InputError
+from core.sequence.batch import PAD, TokenBatch, TokenScores, count_prompts
+from core.sequence.reductions import wide
 from core.simulation import tree
 
 NOTHING: frozenset[str] = frozenset()
@@ -104,9 +107,14 @@ def sample_stepwise(
     """Draw sequences one token after the other; see ``SequencePolicy.sample``.
 
     Logits that are not finite give uniform draws of log-probability NaN, so that the loss shows them.
+
+    Raises:
+        InputError: max_length < 1, or a context without a tensor.
     """
-    some = next(x for _, x in tree.named_tensors(context))
-    group = torch.arange(len(some), device=some.device).repeat_interleave(n)
+    if max_length < 1:
+        raise InputError(f"max_length: is {max_length}; at least 1 is needed")
+    prompts, device = count_prompts(context)
+    group = torch.arange(prompts, device=device).repeat_interleave(n)
     forced = None if prefix is None else prefix.length
     logits, state = policy.start(context, group)
     ended = torch.zeros_like(group, dtype=torch.bool)
@@ -135,6 +143,53 @@ def sample_stepwise(
         context,
         present=None if prefix is None else seen,
         log_prob_old=torch.stack(log_prob, 1),
+    )
+
+
+def scores_of(
+    logits: Tensor,
+    batch: TokenBatch,
+    temperature: float = 1.0,
+    need: frozenset[str] = NOTHING,
+    *,
+    hidden: Tensor | None = None,
+    value: Tensor | None = None,
+    numbers_at_once: int = 2**27,
+) -> TokenScores:
+    """What a policy's ``score`` returns, from the logits ``(B, T, V)`` of the tokens; in single precision or better.
+
+    Args:
+        logits: before each token, not yet divided by the temperature; -inf rules a symbol out.
+        batch: the sequences.
+        temperature: divides the logits; 0 counts as 1.
+        need: fields to be filled; ``hidden`` and ``value`` are passed on where they are in it.
+        hidden: ``(B, T, D)``.
+        value: ``(B, T)``.
+        numbers_at_once: of the B T V that are turned into log-probabilities at once; more are done in parts of rows,
+            whose intermediate results the backward pass computes again.
+    """
+
+    def work(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = (wide(logits) / (temperature or 1.0)).log_softmax(-1)
+        log_prob = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        if "entropy" not in need:
+            return log_prob, log_prob
+        p = log_probs.exp()
+        return log_prob, -(p * torch.where(p > 0, log_probs, 0.0)).sum(-1)
+
+    rows = max(1, numbers_at_once // max(1, logits.shape[1] * logits.shape[2]))
+    if rows >= len(logits):
+        log_prob, entropy = work(logits, batch.tokens)
+    else:
+        pairs = zip(logits.split(rows), batch.tokens.split(rows), strict=True)
+        found = [checkpoint(work, *pair, use_reentrant=False) for pair in pairs]
+        log_prob, entropy = (torch.cat(x) for x in zip(*found, strict=True))
+    return TokenScores(
+        torch.where(batch.valid, log_prob, 0.0),
+        entropy if "entropy" in need else None,
+        wide(logits) / (temperature or 1.0) if "logits" in need else None,
+        value if "value" in need else None,
+        hidden if "hidden" in need else None,
     )
 
 

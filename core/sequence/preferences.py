@@ -19,7 +19,8 @@ from torch.nn import functional
 from core.errors import InputError
 from core.sequence.batch import LossResult, TokenBatch, TokenScores
 from core.sequence.pairs import ordered_pairs
-from core.sequence.reductions import group_max, group_sum, per_row, reduce
+from core.sequence.policy import NOTHING
+from core.sequence.reductions import check, group_max, group_sum, per_row, reduce, wide
 
 
 def margin_loss(
@@ -105,22 +106,22 @@ class DPO:
     ipo: bool = False
     name: Literal["dpo"] = "dpo"
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    need: ClassVar[frozenset[str]] = frozenset()
+    need: ClassVar[frozenset[str]] = NOTHING
 
     def __post_init__(self) -> None:
-        _positive(beta=self.beta)
-        if not 0 <= self.label_smoothing < 0.5 or (self.ipo and self.label_smoothing):
-            raise InputError(f"label_smoothing = {self.label_smoothing}: must be in [0, 0.5), and 0 with ipo")
+        check("DPO.beta", self.beta, 0 < self.beta < math.inf, "above 0 and finite")
+        good = 0 <= self.label_smoothing < 0.5 and not (self.ipo and self.label_smoothing)
+        check("DPO.label_smoothing", self.label_smoothing, good, "in [0, 0.5), and 0 with ipo")
 
     def __call__(self, scores: TokenScores, batch: TokenBatch) -> LossResult:
         """The mean over the pairs; 0 where there are none."""
-        h = per_row(scores.log_prob - batch.need("log_prob_ref"), batch.mask)
+        h = per_row(wide(scores.log_prob) - batch.need("log_prob_ref"), batch.mask)
         if self.length_normalised:
             h = h / batch.mask.sum(1).clamp(min=1)
         winner, loser, _ = ordered_pairs(per_row(batch.need("reward"), batch.mask), batch.group)
         metrics = {"pairs": torch.tensor(float(len(winner)))}
         if not len(winner):
-            return LossResult(0.0 * scores.log_prob.sum(), metrics)
+            return LossResult(0.0 * h.sum(), metrics)
         won, lost = self.beta * h[winner], self.beta * h[loser]
         value = margin_loss(won, lost, smoothing=self.label_smoothing, squared=self.ipo)
         with torch.no_grad():
@@ -168,20 +169,20 @@ class CPL:
     pairs: Literal["group", "all"] = "group"
     name: Literal["cpl"] = "cpl"
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-    need: ClassVar[frozenset[str]] = frozenset()
+    need: ClassVar[frozenset[str]] = NOTHING
 
     def __post_init__(self) -> None:
-        _positive(alpha=self.alpha, bias=self.bias)
-        if self.bias > 1 or not 0 <= self.bc < math.inf:
-            raise InputError(f"bias = {self.bias}, bc = {self.bc}: must be in (0, 1], and at least 0 and finite")
-        if self.level not in ("sequence", "segment") or self.pairs not in ("group", "all"):
-            raise InputError(
-                f"level = {self.level!r}, pairs = {self.pairs!r}: must be sequence or segment, group or all"
-            )
+        check("CPL.alpha", self.alpha, 0 < self.alpha < math.inf, "above 0 and finite")
+        check("CPL.bias", self.bias, 0 < self.bias <= 1, "in (0, 1]")
+        check("CPL.bc", self.bc, 0 <= self.bc < math.inf, "at least 0 and finite")
+        check("CPL.level", self.level, self.level in ("sequence", "segment"), "sequence or segment")
+        check("CPL.pairs", self.pairs, self.pairs in ("group", "all"), "group or all")
 
     def __call__(self, scores: TokenScores, batch: TokenBatch) -> LossResult:
         """The mean over the pairs, 0 where there are none, and the cloning term."""
-        log_prob = scores.log_prob - batch.need("log_prob_ref") if self.reference else scores.log_prob
+        log_prob = wide(scores.log_prob)
+        if self.reference:
+            log_prob = log_prob - batch.need("log_prob_ref")
         if self.level == "segment":
             score, reward, group = _segments(log_prob, batch)
         else:
@@ -217,7 +218,8 @@ class PreferenceDegree:
 
     Self-supervised preference optimisation (Li et al. 2024, arXiv 2409.17791): L = L_preference + weight * CE, where a
     linear head on the mean of the hidden states of a sequence predicts the level of removal. There is no public code;
-    the number of levels and the weight are ours. The trainer trains and stores the head together with the policy.
+    the number of levels and the weight are ours. A head that is an attribute of the policy is trained and stored with
+    it.
 
     Args:
         head: ``Linear(D, levels + 1)``.
@@ -236,8 +238,8 @@ class PreferenceDegree:
     need: ClassVar[frozenset[str]] = frozenset({"hidden"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf or self.levels < 1:
-            raise InputError(f"weight = {self.weight}, levels = {self.levels}: must be at least 0, and at least 1")
+        check("PreferenceDegree.weight", self.weight, 0 <= self.weight < math.inf, "at least 0 and finite")
+        check("PreferenceDegree.levels", self.levels, self.levels >= 1, "at least 1, one less than the head's classes")
 
     @property
     def levels(self) -> int:
@@ -269,7 +271,7 @@ class PreferenceDegree:
         inner = self.inner(TokenScores(scores.log_prob[whole]), batch.with_(context=None)[whole])
         hidden = scores.need("hidden")
         mask = batch.mask.unsqueeze(-1)
-        mean = torch.where(mask, hidden, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+        mean = torch.where(mask, wide(hidden), 0.0).sum(1) / mask.sum(1).clamp(min=1)
         logits = self.head(mean.to(self.head.weight.dtype))
         degree = functional.cross_entropy(logits, batch.level)
         accuracy = (logits.argmax(-1) == batch.level).float().mean()
@@ -277,26 +279,22 @@ class PreferenceDegree:
         return LossResult(inner.value + self.weight * degree, metrics)
 
 
-def _positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise InputError(f"{name} = {value}: must be above 0 and finite")
-
-
 def _segments(x: Tensor, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of x, sums of the dense reward, and groups of the segments of all rows, ``(N,)`` each."""
-    reward, segment = batch.need("reward"), torch.where(batch.mask, batch.need("segment"), 0)
+    reward, mask = batch.need("reward"), batch.mask
     if reward.dim() == 1:
         raise InputError("reward of shape (B,): must be (B, T) to compare segments")
-    width = batch.mask.shape[1]
+    group = batch.group.unsqueeze(1).expand_as(mask)
+    row = torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(mask)
+    found, token = torch.unique(
+        torch.stack([group[mask], batch.need("segment")[mask], row[mask]], 1), dim=0, return_inverse=True
+    )
 
     def summed(values: Tensor) -> Tensor:
-        values = torch.where(batch.mask, values, 0.0)
-        return torch.zeros_like(values).scatter_add(1, segment, values)
+        return values.new_zeros(len(found)).index_add(0, token, values[mask])
 
-    there = summed(batch.mask.to(x.dtype)) > 0
-    group = batch.group.unsqueeze(1) * width + torch.arange(width, device=segment.device)
-    return summed(x)[there], summed(reward)[there], group[there]
+    _, number = torch.unique(found[:, :2], dim=0, return_inverse=True)
+    return summed(x), summed(wide(reward)), number
 
 
 def _softmax_within(x: Tensor, group: Tensor) -> Tensor:

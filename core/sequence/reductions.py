@@ -14,8 +14,8 @@ How = Literal["token", "sequence", "row_sum", "constant"]
 
 
 def wide(x: Tensor) -> Tensor:
-    """Half-precision numbers as single precision, others as they are."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    """Numbers in single precision, those in double precision as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def reduce(x: Tensor, mask: Tensor, how: How, count: int | Tensor | None = None) -> Tensor:

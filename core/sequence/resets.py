@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.errors import InputError
 from core.sequence.batch import PAD, Loss, LossResult, TokenBatch, TokenScores
-from core.sequence.reductions import reduce
+from core.sequence.reductions import check, reduce
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,9 @@ class DatasetReset:
     curriculum: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.prob <= 1:
-            raise InputError(f"prob = {self.prob}: must be in [0, 1]")
-        if self.cut not in ("uniform", "segment") or self.curriculum < 0:
-            raise InputError(
-                f"cut = {self.cut!r}, curriculum = {self.curriculum}: must be uniform or segment, and at least 0"
-            )
+        check("DatasetReset.prob", self.prob, 0 <= self.prob <= 1, "in [0, 1]")
+        check("DatasetReset.cut", self.cut, self.cut in ("uniform", "segment"), "uniform or segment")
+        check("DatasetReset.curriculum", self.curriculum, self.curriculum >= 0, "at least 0")
 
     def __call__(self, reference: TokenBatch, n: int, step: int, generator: torch.Generator) -> TokenBatch:
         """The ``prefix`` of n rollouts a prompt, ``(P * n, T)``; row ``p * n + i`` is the i-th of prompt p.
@@ -110,8 +107,7 @@ class RollInCloning:
     weight: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise InputError(f"weight = {self.weight}: must be at least 0 and finite")
+        check("RollInCloning.weight", self.weight, 0 <= self.weight < math.inf, "at least 0 and finite")
 
     @property
     def need(self) -> frozenset[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from core.sequence.batch import TokenBatch, TokenScores
-from core.sequence.policy import NOTHING
+from core.sequence.policy import NOTHING, draw_tokens
 from core.sequence.rollouts import Drawn, Source
 
 
@@ -65,5 +65,5 @@ class ScheduledSampling(nn.Module):
         if self.greedy:
             own = logits.argmax(-1)
         else:
-            own = torch.distributions.Categorical(logits=logits).sample()
+            own = draw_tokens(logits.flatten(0, 1), 1.0, None)[0].view_as(batch.tokens)
         return torch.where((torch.rand_like(logits[..., 0]) < share) & batch.mask, own, batch.tokens)

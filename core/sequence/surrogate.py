@@ -70,10 +70,12 @@ def covariance(log_prob: Tensor, advantage: Tensor, mask: Tensor) -> Tensor:
 
     Exactly 0 where all advantages are equal.
     """
-    mask_n = mask.sum().clamp(min=1)
+    n = mask.sum().clamp(min=1)
     a, lp = (torch.where(mask, wide(x.detach()), 0.0) for x in (advantage, log_prob))
+    if not a.numel():
+        return a
     spread = torch.where(mask, a, -torch.inf).max() > torch.where(mask, a, torch.inf).min()
-    return torch.where(mask & spread, (a - a.sum() / mask_n) * (lp - lp.sum() / mask_n), 0.0)
+    return torch.where(mask & spread, (a - a.sum() / n) * (lp - lp.sum() / n), 0.0)
 
 
 def lots(log_prob: Tensor) -> Tensor:
@@ -96,6 +98,6 @@ def largest(x: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     return chosen.view_as(allowed) & allowed
 
 
-def some(ratio: float, mask: Tensor) -> Tensor:
+def share_count(ratio: float, mask: Tensor) -> Tensor:
     """Number of tokens that a share of the valid ones comes to, at least 1."""
     return (mask.sum().double() * ratio).floor().clamp(min=1)

@@ -157,12 +157,13 @@ class SequencePolicyOptimization:
                 raise
             self.records.append(record)
             self.step += 1
-            if kept.due:
-                kept.save(self._state(number))
             if progress is not None:
                 progress(self.step / updates, f"update {self.step} of {updates}: loss {record['loss']:.4f}")
             if False in [callback(self, record) for callback in callbacks]:
                 break
+            # After the callbacks: a saved update is not repeated, so one killed in them would never have been told.
+            if kept.due:
+                kept.save(self._state(number))
         kept.save(self._state(number))
         return self.records
 
@@ -295,7 +296,7 @@ class SequencePolicyOptimization:
 
     def _state(self, run: int) -> dict[str, Tensor]:
         counts = torch.tensor([self.step, self.bad, self.micro_batch or 0])
-        text = bytearray(json.dumps(self.records), "utf-8") or bytearray(b"[]")
+        text = bytearray(json.dumps(self.records), "utf-8")
         state = {RUN: torch.tensor(run), COUNTS: counts, RATE: torch.tensor(self.scale, dtype=torch.float64)}
         state[RECORDS] = torch.frombuffer(text, dtype=torch.uint8)
         state |= {f"{WEIGHT}{name}": x for name, x in self.policy.state_dict().items()}

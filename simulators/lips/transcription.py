@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from core.errors import InputError
+from core.sequence.edit_distance import next_row
 from core.simulation import Step, Variable
 from simulators.lips import alphabet
 from simulators.lips.speakers import Speakers
@@ -32,7 +33,7 @@ class TranscriptionState:
         length: ``(B,)`` int64 its characters.
         tokens: ``(B, L)`` int64 symbols written, padded.
         written: ``(B,)`` int64 how many.
-        row: ``(B, n + 1)`` int32 edits from the transcript to the reference's first j symbols, minus j.
+        row: ``(B, n + 1)`` int32 edits from the transcript to the reference's first j symbols, minus j (``next_row``).
     """
 
     clip: Tensor
@@ -147,11 +148,7 @@ class Transcription:
             )
         chosen = action.unsqueeze(1)
         place = state.written.clamp(max=self.steps - 1).unsqueeze(1)
-        # Minus j, insertions cost nothing: those that remain after a deletion or a substitution are a running minimum.
-        row = state.row + 1
-        substituted = state.row[:, :-1] + (state.reference != chosen).to(torch.int32) - 1
-        row[:, 1:] = torch.minimum(row[:, 1:], substituted)
-        row = torch.where(chosen > alphabet.EOS, row.cummin(1).values, state.row)
+        row = torch.where(chosen > alphabet.EOS, next_row(state.row, action, state.reference), state.row)
         written = state.written + 1
         after = TranscriptionState(
             state.clip, state.reference, state.length, state.tokens.scatter(1, place, chosen), written, row

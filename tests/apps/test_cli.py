@@ -85,6 +85,9 @@ def test_help_and_schema_of_an_application_need_none_of_its_extras(app: str) -> 
         "lime",
         "pymdp",
         "equinox",
+        "av",
+        "cv2",
+        "transformers",
     ]
     code = f"import sys\nsys.modules |= dict.fromkeys({absent})\nfrom apps.cli import main\nmain()"
     for arguments in (["schema", app], [app, "--help"]):

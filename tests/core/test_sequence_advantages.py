@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -256,3 +258,43 @@ def test_impossible_values_are_refused_where_they_are_given() -> None:
     ):
         with pytest.raises(InputError, match="is not"):
             make()
+
+
+def test_a_lonely_row_keeps_its_reward_whosever_deviation_divides() -> None:
+    group = torch.tensor([0, 0, 1])
+    for scale in ("group", "batch", None):
+        found = group_relative(torch.ones(3), group, scale)
+        assert torch.allclose(found, torch.tensor([0.0, 0.0, 1.0]), atol=1e-5)
+    assert torch.allclose(group_relative(torch.tensor([2.0]), group[:1], "batch"), torch.tensor([2.0]))
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", None])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float16])
+def test_a_verifier_may_answer_in_any_type(scale: Any, dtype: torch.dtype) -> None:
+    batch = ragged(dtype=torch.float32).with_(reward=torch.arange(12) % 4 < 1)
+    found = batch.with_(reward=batch.need("reward").to(dtype))
+    for estimator in (Whole(), RewardToGo(), GroupRelative(scale), LeaveOneOut(), SemanticEntropyScale()):
+        expected = estimator(batch.with_(reward=batch.need("reward").float())).need("advantage")
+        assert torch.equal(estimator(found).need("advantage"), expected)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: SemanticEntropyScale(mass="shares"),  # type: ignore[arg-type]
+        lambda: SemanticEntropyScale(entropy="log_mean"),  # type: ignore[arg-type]
+        lambda: SemanticShare(guard="minority"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_misspelt_choice_is_refused_and_never_taken_for_another(wrong: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match=r"'shares'|'log_mean'|'minority'"):
+        wrong()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_random_rewards_of_a_batch_on_a_gpu_may_be_drawn_on_the_cpu() -> None:
+    batch = ragged(dtype=torch.float32)
+    found = random_reward(batch.to("cuda"), torch.Generator().manual_seed(0))
+    assert found.is_cuda
+    assert torch.equal(found.cpu(), random_reward(batch, torch.Generator().manual_seed(0)))

@@ -147,3 +147,8 @@ def test_the_alarm_is_raised_by_collapse_and_by_explosion_alone() -> None:
     assert entropy_alarm(falling, [0.01 * i for i in range(200)]) is None
     assert "risen" in (entropy_alarm(rising, [0.5] * 60) or "")
     assert entropy_alarm(rising[:20], [0.5] * 20) is None
+
+
+def test_a_batch_without_sequences_has_nothing_to_watch() -> None:
+    batch = ragged()
+    assert EntropyMonitor().update(scores_of(batch)[:0], batch[:0]) == {}

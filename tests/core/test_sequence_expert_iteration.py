@@ -170,3 +170,10 @@ def test_greedy_accuracy_rises_in_each_of_four_rounds(seed: int) -> None:
         policy, seed, lambda _, policy, __: found.append(accuracy(task, every, policy))
     )
     assert found == sorted(set(found))
+
+
+def test_a_success_is_kept_where_a_verifier_has_refused_the_same_sequence_before() -> None:
+    tokens = torch.tensor([[1, 2], [1, 2], [1, 2], [3, 4]])
+    batch = TokenBatch(tokens, tokens > 0, torch.zeros(4, dtype=torch.int64), torch.zeros(1, 1))
+    kept = Successes()(batch.with_(reward=torch.tensor([0.0, 1.0, 1.0, 0.0])))
+    assert kept.tokens.tolist() == [[1, 2]]

@@ -211,7 +211,7 @@ def test_prompts_that_cannot_be_read_are_refused() -> None:
     with pytest.raises(InputError, match="45 tokens; the model's context allows 40"):
         policy.sample(context, 1, 40)
     with pytest.raises(InputError, match="the model's context allows 40"):
-        policy.score(sampled(policy).pad_to(36))
+        policy.score(sampled(policy).pad_to(37))
     with pytest.raises(InputError, match="41 tokens"):
         beam(policy, context, 2, 60, constraint=lambda tokens, _: (torch.arange(V) != EOS).expand(len(tokens), V))
 
@@ -223,3 +223,12 @@ def test_models_come_from_a_folder_and_from_nowhere_else(tmp_path: Path) -> None
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     with pytest.raises(InputError, match="absent: no causal language model"):
         load_causal_lm(str(tmp_path / "absent"))
+
+
+def test_the_value_after_an_answer_that_fills_the_context_can_be_asked_for() -> None:
+    policy = policy_of("gpt2", value_head=nn.Linear(32, 1))
+    never = torch.zeros(V).index_fill(0, torch.tensor([EOS]), -1e9)
+    policy.model.lm_head.bias = nn.Parameter(never, requires_grad=False)
+    found = value_beam(policy, prompts_of(), 2, 2, 35, generator=torch.Generator().manual_seed(0))
+    assert (found.length == 35).all()
+    assert torch.isfinite(found.need("reward")).all()

@@ -420,3 +420,17 @@ def test_losses_are_the_same_on_a_gpu(loss: Any) -> None:
 
     found = loss(TokenScores(there(scores.log_prob), there(scores.need("entropy"))), batch.to("cuda")).value
     torch.testing.assert_close(found.cpu(), loss(scores, batch).value.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", all_losses(), ids=lambda loss: loss.name)
+def test_a_batch_without_sequences_or_without_a_valid_token_costs_nothing(loss: Any) -> None:
+    batch = ragged(rows=24)
+    scores = scores_of(batch)
+    nothing = batch.with_(mask=torch.zeros_like(batch.mask), present=batch.mask)
+    for rows, some in ((slice(0, 0), batch), (slice(None), nothing)):
+        assert loss(scores[rows], some[rows]).value == 0
+
+
+def test_an_unknown_level_is_refused() -> None:
+    with pytest.raises(InputError, match="'response' is not token or sequence"):
+        GRPO(level="response")  # type: ignore[arg-type]

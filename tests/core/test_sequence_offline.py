@@ -143,10 +143,10 @@ def test_the_divergence_is_that_of_the_whole_vocabulary():
     p, q = (torch.distributions.Categorical(logits=x.reference) for x in (other, tree))
     node = torch.tensor([[0, 1 + a, 4 + 3 * a + b] for a in range(3) for b in range(3) for _ in range(3)])
     expected = torch.distributions.kl_divergence(p, q)[node].mean()
-    assert torch.allclose(OREO().actor(policy.score(batch, need=BOTH), batch).metrics["kl"], expected)
+    assert torch.allclose(OREO().actor(policy.score(batch, need=BOTH), batch).metrics["kl_ref"], expected)
     longer = batch.pad_to(5)
     assert longer.logits_ref.shape == (27, 5, 3)
-    assert torch.allclose(OREO()(policy.score(longer, need=BOTH), longer).metrics["kl"], expected)
+    assert torch.allclose(OREO()(policy.score(longer, need=BOTH), longer).metrics["kl_ref"], expected)
     assert torch.equal(ReferencedBatch.joined((batch, longer))[:27].logits_ref[:, :3], batch.logits_ref)
 
 

@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from core.errors import InputError
 from core.sequence.batch import TokenBatch, TokenScores
+from core.sequence.objective import Objective
 from core.sequence.pairs import draw_pairs, ordered_pairs
 from core.sequence.preferences import (
     CPL,
@@ -17,9 +18,10 @@ from core.sequence.preferences import (
     did_weights,
     margin_loss,
 )
-from core.sequence.rollouts import Rollouts
+from core.sequence.rollouts import Recorded, Rollouts
 from core.sequence.tasks.brackets import Brackets
 from core.sequence.tasks.random_tree import RandomTree, TabularPolicy
+from core.sequence.train import SequencePolicyOptimization
 from core.stats.ranks import rank_correlation
 
 
@@ -423,3 +425,49 @@ def test_impossible_values_are_refused():
         DPO()(scores, batch.with_(log_prob_ref=None))
     with pytest.raises(InputError, match="reward"):
         CPL()(scores, batch.with_(reward=None))
+
+
+def test_rows_of_a_search_that_hold_no_sequence_are_compared_with_nothing():
+    scores, batch = comparisons(8, 4)
+    empty = torch.arange(8) == batch.group.argsort(stable=True)[0]
+    batch = batch.with_(mask=batch.mask & ~empty.unsqueeze(1), reward=batch.reward.masked_fill(empty, -math.inf))
+    found = DPO()(scores, batch)
+    assert torch.equal(found.value, DPO()(scores[~empty], batch[~empty]).value)
+    assert found.metrics["pairs"] == 3
+    for loser in ("worst", "sample", "did"):
+        drawn = draw_pairs(batch, loser, torch.Generator().manual_seed(0), torch.ones(8))
+        assert drawn.mask.any(1).all()
+        assert len(drawn) == 6
+
+
+def test_segments_may_be_numbered_beyond_the_length():
+    scores, batch = comparisons(8, 4)
+    batch = batch.with_(reward=torch.rand(8, 5, generator=torch.Generator().manual_seed(3)) * batch.mask)
+    loss = CPL(level="segment")
+    far = batch.with_(segment=1000 * batch.segment + 7)
+    assert torch.allclose(loss(scores, far).value, loss(scores, batch).value)
+
+
+def test_log_ratios_of_half_precision_scores_are_taken_in_single_precision():
+    scores, batch = comparisons()
+    half = TokenScores(scores.log_prob.bfloat16())
+    batch = batch.with_(log_prob_ref=half.log_prob.float() - 1e-3)
+    expected = DPO()(TokenScores(half.log_prob.float()), batch)
+    rounded = batch.with_(log_prob_ref=batch.log_prob_ref.bfloat16())
+    assert torch.equal(DPO()(half, batch).value, expected.value)
+    assert DPO()(half, rounded).value.dtype == torch.float32
+    assert CPL()(half, rounded).value.dtype == torch.float32
+
+
+def test_the_trainer_trains_and_keeps_a_head_that_is_part_of_the_policy(tmp_path):
+    policy = Brackets(8, 4, 4).policy()
+    pairs = bracket_pairs(20, 0, policy)
+    policy.degree = nn.Linear(128, 5)
+    before = policy.degree.weight.detach().clone()
+    degree = PreferenceDegree(policy.degree, swapped)
+    source = Recorded(degree.graded(pairs), 8)
+    for rows in (None, 16):
+        trainer = SequencePolicyOptimization(policy, source, Objective(policy=degree), micro_batch=rows)
+        trainer.train(2, checkpoint=tmp_path / f"{rows}")
+        assert (policy.degree.weight - before).abs().max() > 1e-4
+        before = policy.degree.weight.detach().clone()

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.errors import InputError
 from core.sequence.batch import PAD, TokenBatch
-from core.sequence.policy import draw_tokens
+from core.sequence.policy import draw_tokens, scores_of
 from core.sequence.reductions import reduce
 from core.sequence.tasks.brackets import Brackets
 from core.sequence.tasks.toy_policy import ToyPolicy
@@ -165,3 +166,21 @@ def test_values_are_of_the_state_before_the_token() -> None:
     torch.testing.assert_close(
         mine.score(batch, need=need).need("value")[:, 0], mine.score(other, need=need).need("value")[:, 0]
     )
+
+
+def test_a_length_of_0_is_refused() -> None:
+    task = Brackets(depth=4, kinds=2)
+    context = task.prompts(2, 0, torch.Generator().manual_seed(0)).context
+    with pytest.raises(InputError, match="max_length: is 0"):
+        task.policy().sample(context, 2, 0)
+
+
+def test_a_symbol_that_is_ruled_out_costs_neither_entropy_nor_gradient() -> None:
+    raw = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    ruled = raw.index_fill(2, torch.tensor([2]), -torch.inf)
+    batch = TokenBatch(torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.bool), torch.zeros(2).long())
+    entropy = scores_of(ruled, batch, 0.7, frozenset({"entropy"})).need("entropy")
+    rest = torch.distributions.Categorical(logits=raw[:, :, [0, 1, 3]] / 0.7)
+    assert torch.allclose(entropy, rest.entropy())
+    found, expected = (torch.autograd.grad(x.sum(), raw)[0] for x in (entropy, rest.entropy()))
+    assert torch.allclose(found, expected)

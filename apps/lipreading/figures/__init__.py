@@ -30,16 +30,15 @@ def of_study(evidence: Evidence) -> list[Figure]:
         found += _of_objectives(evidence, name, end) + _of_gradients(evidence, name, end)
     for place, name in enumerate(evidence.experiments):
         found += _of_reader(evidence, name, "" if place == 0 else f"_{place + 1}")
-    frames = "Frames of the simulated talker: one word each of three speakers, from the first frame to the last."
+    frames = "Frames of the simulated talker: four sentences at equal distances in time."
     return [*found, Figure("frames", frames, contact_sheet_of_speakers)]
 
 
 def _of_objectives(evidence: Evidence, name: str, end: str) -> list[Figure]:
     methods = evidence.methods(name)
     found = []
-    seeds = len(next(iter(evidence.forks[name, methods[0]].values()), [])) if methods else 0
     many = bool(methods) and len(evidence.forks[name, methods[0]]) > 1
-    if methods and seeds and all("look" in d.dims for m in methods for d in evidence.forks[name, m].values()):
+    if methods and all(d.sizes.get("look") for m in methods for d in evidence.forks[name, m].values()):
         caption = f"{name}: error rates of validation clips after the fork; lines: mean, bands: range over seeds."
         found.append(Figure(f"updates{end}", caption, lambda: error_by_update(evidence, name)))
     if many and len(methods) > 1:

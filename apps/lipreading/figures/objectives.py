@@ -21,8 +21,10 @@ def error_by_update(evidence: Evidence, experiment: str) -> Figure:
     for axes, (name, label) in zip(figure.subplots(1, 2), LOOKS, strict=True):
         for method in methods:
             seeds = list(evidence.forks[experiment, method].values())
-            updates = seeds[0]["look_update"].values
-            values = np.stack([data[name].values for data in seeds])
+            # A guard ends the seeds at different updates.
+            common = min(data.sizes["look"] for data in seeds)
+            updates = seeds[0]["look_update"].values[:common]
+            values = np.stack([data[name].values[:common] for data in seeds])
             axes.plot(updates, values.mean(0), color=style[method], label=method)
             axes.fill_between(updates, values.min(0), values.max(0), color=style[method], alpha=0.12, linewidth=0)
         axes.set(xlabel="updates after the fork", ylabel=f"{label} (validation)")

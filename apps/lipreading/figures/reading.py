@@ -21,7 +21,7 @@ def attention(data: xr.Dataset) -> Figure:
     """Where the decoder looked while it wrote the first clips, with the beginnings of the words."""
     count = min(SHOWN, data.sizes["example"])
     figure = Figure(figsize=(4.6 * count, 4.8), layout="constrained")
-    frames = int(data.attrs["frames"])
+    frames = int(data["attention"].attrs["frames"])
     for i, axes in enumerate(np.atleast_1d(figure.subplots(1, count))):
         tokens = data["written"].values[i].astype(int)
         symbols = [_shown(t) for t in tokens]

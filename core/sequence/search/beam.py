@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
-from core.sequence.batch import PAD, TokenBatch
+from core.sequence.batch import PAD, TokenBatch, count_prompts
 from core.sequence.policy import StepwisePolicy
-from core.sequence.search.growing import count_prompts
 
 Constraint = Callable[[Tensor, Tensor], Tensor]
 """Of tokens so far ``(B, t)`` and the prompts ``(B,)`` they answer: which symbols may follow, ``(B, V)`` bool."""
@@ -107,16 +106,17 @@ def _best(
 
     A sequence that has ended has one continuation, itself.
     """
-    rows, vocabulary = log_prob.shape
+    vocabulary = log_prob.shape[1]
+    held = len(log_prob) // max(prompts, 1)
     step = log_prob if allowed is None else torch.where(allowed, log_prob, -torch.inf)
     itself = torch.full_like(step[:1], -torch.inf)
     itself[:, PAD] = 0.0
     step = torch.where(ended.unsqueeze(1), itself, step)
     lengths = torch.where(ended, length, length + 1).clamp(min=1).float()
-    scores = ((total.unsqueeze(1) + step) / lengths.unsqueeze(1) ** penalty).view(prompts, -1)
+    scores = ((total.unsqueeze(1) + step) / lengths.unsqueeze(1) ** penalty).view(prompts, held * vocabulary)
     if scores.shape[1] < width:
         scores = torch.nn.functional.pad(scores, (0, width - scores.shape[1]), value=-torch.inf)
     score, index = scores.topk(width, dim=1)
-    index = index.clamp(max=rows // prompts * vocabulary - 1)
-    first = torch.arange(prompts, device=log_prob.device).unsqueeze(1) * (rows // prompts)
+    index = index.clamp(max=held * vocabulary - 1)
+    first = torch.arange(prompts, device=log_prob.device).unsqueeze(1) * held
     return (first + index // vocabulary).flatten(), (index % vocabulary).flatten(), score.flatten()

@@ -10,15 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.sequence.batch import TokenBatch
+from core.sequence.batch import TokenBatch, count_prompts
 from core.sequence.policy import StepwisePolicy, draw_tokens
 from core.simulation import tree
-
-
-def count_prompts(context: Any) -> tuple[int, torch.device]:
-    """P and the device of a context."""
-    some = next(x for _, x in tree.named_tensors(context))
-    return len(some), some.device
 
 
 def join_states(policy: StepwisePolicy, states: Sequence[Any]) -> Any:

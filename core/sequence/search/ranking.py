@@ -75,9 +75,11 @@ def mbr(batch: TokenBatch, weight: Tensor | None = None) -> Tensor:
         weight: ``(B,)`` of the sequences; None counts all alike, which is right for samples. A list of distinct
             sequences, as a beam finds, wants their probabilities.
     """
+    length = batch.length
+    if not len(batch):
+        return length.float()
     _, prompt, counts = torch.unique(batch.group, return_inverse=True, return_counts=True)
     index, there = members(prompt, counts)
-    length = batch.length
     weight = torch.ones_like(length, dtype=torch.float32) if weight is None else weight.float()
     weight = torch.where(length > 0, weight, 0.0)
     i, j = torch.triu_indices(index.shape[1], index.shape[1], 1, device=index.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.errors import InputError
 from core.sequence.batch import TokenBatch
+from core.sequence.clusters import repeated
 from core.sequence.policy import SequencePolicy, StepwisePolicy
 from core.sequence.search.growing import Growing
 from core.sequence.search.ranking import ranked
@@ -78,17 +79,9 @@ def value_beam(
     while not bool(grown.done.all()):
         rows = torch.arange(len(grown.group), device=grown.group.device).repeat_interleave(expand)
         grown = grown.take(policy, rows).extend(policy, temperature, generator, boundary)
-        values = value(policy, grown.batch(context)).float().nan_to_num(nan=-torch.inf)
-        key = torch.where(_repeated(grown), -torch.inf, values).view(prompts, -1)
+        batch = grown.batch(context)
+        values = value(policy, batch).float().nan_to_num(nan=-torch.inf)
+        key = torch.where(repeated(batch), -torch.inf, values).view(prompts, width * expand)
         kept = (first + key.topk(width, dim=1).indices).flatten()
         grown, found = grown.take(policy, kept), values[kept]
     return ranked(grown.batch(context), found)
-
-
-def _repeated(grown: Growing) -> Tensor:
-    """``(R,)`` bool, whether an earlier row is the same sequence."""
-    what = torch.cat([grown.group.unsqueeze(1), grown.length.unsqueeze(1), grown.tokens], 1)
-    _, same = torch.unique(what, dim=0, return_inverse=True)
-    row = torch.arange(len(same), device=same.device)
-    first = torch.full_like(row, len(row)).scatter_reduce(0, same, row, "amin")
-    return first[same] != row
