@@ -18,7 +18,7 @@ from simulators.lips.crop import Crop
 from simulators.lips.pack import Pack, leaking_speakers
 from simulators.lips.readers import Recording
 from simulators.lips.sheets import FPS, LEAST_SIDE
-from simulators.lips.video import FPS_TOLERANCE
+from simulators.lips.video import FPS_TOLERANCE, LEAST_MOTION
 
 Level = Literal["fine", "warning", "fault", "unknown"]
 
@@ -28,8 +28,6 @@ LEAST_SPREAD = 12.0
 """Standard deviation of grey levels within the mouth's picture."""
 CENTRE = (0.3, 0.7)
 """Shares of the width and height between which the movement should lie."""
-LEAST_MOTION = 0.3
-"""Mean change of a pixel from frame to frame in grey levels; a picture that stands still shows less."""
 LEAST_SPEECH_MOTION = 1.0
 """Movement while words are spoken by movement in silence."""
 LEAST_FACES = 0.8
@@ -109,7 +107,7 @@ def examine_pack(
         report(done / len(chosen), f"{done} of {len(chosen)} clips")
     seen = [(u.split, u.speaker, u.sentence) for u in pack.utterances]
     findings = [
-        *_per_clip(clips, recorded=False, corpus=str(pack.record.get("corpus", ""))),
+        *_per_clip(clips, recorded=False, corpus=str(pack.record.get("corpus", "")), nominal=pack.n_frames),
         _leakage(seen, leaking_speakers(pack.utterances), str(pack.record.get("split", ""))),
         _sentences(seen),
         _duplicates([(u.split, named(u.speaker, u.name), pack.checksum(i)) for i, u in enumerate(pack.utterances)]),
@@ -155,7 +153,7 @@ def examine_recordings(
     findings = [Finding("layout", "fault", text, count=1) for text in problems] or [
         Finding("layout", "fine", f"{kind}: {len(recordings):,} clips, each with its sentence")
     ]
-    findings += _per_clip(clips, recorded=True, corpus=kind)
+    findings += _per_clip(clips, recorded=True, corpus=kind, nominal=frames)
     if not problems:
         findings += [_leakage(seen, leaking_speakers(recordings), ""), _sentences(seen)]
     findings.append(_duplicates(_checksums(recordings)))
@@ -168,22 +166,15 @@ def _light(clip: Examined, number: int) -> Examined:
     return clip
 
 
-def _per_clip(clips: Sequence[Examined], *, recorded: bool, corpus: str) -> list[Finding]:
+def _per_clip(clips: Sequence[Examined], *, recorded: bool, corpus: str, nominal: int) -> list[Finding]:
     good = [clip for clip in clips if "readable" not in clip.faults]
-    usual = Counter(clip.frames for clip in good).most_common(1)
     size = Counter(clip.size for clip in good).most_common(1)
-    frames, pixels = (usual[0][0], size[0][0]) if usual and size else (None, None)
+    pixels = size[0][0] if size else None
     shape = "x".join(map(str, pixels or ()))
     found = [
         _faults("readable", clips, f"all {len(clips)} clips that were looked into can be decoded"),
         _faults("rate", good, f"{FPS:g} frames per second, within {FPS_TOLERANCE:.0%}"),
-        _measured(
-            "length",
-            [(c.name, c.frames) for c in good],
-            lambda count: count != frames,
-            f"{frames} frames each",
-            f"are not {frames} frames long; shorter ones are padded with their last frame",
-        ),
+        _lengths(good, nominal, varied=corpus == "lrw1000"),
         _measured(
             "size",
             [(c.name, c.size) for c in good],
@@ -196,12 +187,31 @@ def _per_clip(clips: Sequence[Examined], *, recorded: bool, corpus: str) -> list
     return found + _pictures(good) + _alignments(good, silence=corpus != "lrw")
 
 
+def _lengths(clips: Sequence[Examined], nominal: int, *, varied: bool) -> Finding:
+    """Clips of another number of frames than a pack has; words of LRW-1000 have lengths of their own."""
+    counts = [(clip.name, clip.frames) for clip in clips]
+    known = [count for _, count in counts if count is not None]
+    if any(count > nominal for count in known):
+        text = f"have more than {nominal} frames; prepare refuses them, but for a larger --frames"
+        return _measured("length", counts, lambda count: count > nominal, "", text)
+    spread = f"{min(known)} to {max(known)} frames, padded to {nominal}" if known else ""
+    return _measured(
+        "length",
+        counts,
+        lambda count: count < nominal and not varied,
+        spread if varied else f"{nominal} frames each",
+        f"have fewer than {nominal} frames; they are padded with their last one",
+    )
+
+
 def _faces(clips: Sequence[Examined]) -> list[Finding]:
     sized = [clip.face for clip in clips if clip.face is not None]
     narrow = min((clip.mouth[0] for clip in clips if clip.mouth is not None), default=0.0)
     wide = f"; faces are {min(sized):.0f} to {max(sized):.0f} pixels wide" if sized else ""
     return [
-        _faults("face", clips, f"a mouth in every clip{wide}"),
+        _faults(
+            "face", clips, f"a mouth in every clip{wide}" if sized else "every clip has a cut; no face was looked for"
+        ),
         _measured(
             "face seen",
             [(c.name, c.faces) for c in clips],
@@ -230,14 +240,18 @@ def _pictures(clips: Sequence[Examined]) -> list[Finding]:
     low, high = CENTRE
     grey = [clip.brightness for clip in clips if clip.brightness is not None]
     moving = [clip for clip in clips if (clip.motion or 0.0) >= LEAST_MOTION]
-    return [
-        _measured(
+    if any("crop" in clip.faults for clip in clips):
+        crop = _faults("crop", clips, "")
+    else:
+        crop = _measured(
             "crop",
             [(c.name, c.centre) for c in moving],
             lambda centre: not all(low <= share <= high for share in centre),
             "what moves is in the middle of the picture",
             "move beside the middle of the picture: is this the mouth?",
-        ),
+        )
+    return [
+        crop,
         _faults("black", clips, "no picture is of one grey level"),
         _measured(
             "brightness",

@@ -16,6 +16,7 @@ from core.study.terminal import print_rows
 
 if TYPE_CHECKING:
     from apps.lipreading.calibration import Abstention
+    from apps.lipreading.reader import Reader
     from apps.lipreading.streaming import Streamed
     from apps.lipreading.transcripts import Transcript
 
@@ -71,6 +72,8 @@ def evaluate(
     target = open_device(device)
     reader = open_reader(model, target)
     given = open_data(reader, data, split, seed)
+    if reader.grammar is not None and given.grammar not in (None, reader.grammar):
+        print("note: the model has learnt sentences of another grammar than these", file=sys.stderr)
     with working(f"reading {given.name}") as progress:
         reading = read(
             reader.model, given.parts, reader.max_length + SLACK, decode=decode.value, grammar=given.grammar,
@@ -108,8 +111,13 @@ def transcribe(
     risk: Annotated[float, typer.Option(help="Probability over calibrations with which that may fail.")] = 0.1,
     resample: Annotated[bool, typer.Option("--resample", help="Allow other rates than 25 frames a second.")] = False,
     crop: Annotated[
-        str, typer.Option(help="Where the mouth is: haar, whole, or TOP:BOTTOM,LEFT:RIGHT in pixels.")
-    ] = "haar",
+        str | None,
+        typer.Option(
+            metavar="CROP",
+            help="Where the mouth is: haar, whole, or TOP:BOTTOM,LEFT:RIGHT in pixels.  "
+            "\\[default: as of the clips it was trained on, else haar]",
+        ),
+    ] = None,
     latency: Annotated[
         bool, typer.Option("--latency", help="Also read it as it comes in: how late is each word?")
     ] = False,
@@ -140,7 +148,7 @@ def transcribe(
         abstention, samples = open_abstention(model, error_rate, risk)
     target = open_device(device)
     reader = open_reader(model, target)
-    seen, to_clips, said = open_clip(reader, clip, resample=resample, crop=parse_crop(crop))
+    seen, to_clips, said = open_clip(reader, clip, resample=resample, crop=parse_crop(crop or _usual_crop(reader)))
     clips = to_clips(seen, torch.tensor([seen.shape[1]])).check(clip)
     reader.model.eval()
     generator = torch.Generator(target).manual_seed(seed_of(seed, "transcript"))
@@ -159,6 +167,11 @@ def transcribe(
         record |= {} if streamed is None else {"latency": streamed.record()}
         files.write_json(json, record)
         print(json, file=sys.stderr)
+
+
+def _usual_crop(reader: Reader) -> str:
+    """How the mouths that a reader has learnt from were found; points tracked there tell nothing of another clip."""
+    return reader.crop if reader.crop is not None and reader.crop != "landmarks" else "haar"
 
 
 def _print_confusion(hypotheses: list[str], references: list[str], pronounced: bool) -> None:
@@ -183,6 +196,7 @@ def _print_transcript(found: Transcript, abstention: Abstention | None, streamed
     if found.in_grammar is False:
         print("note: not a sentence of the grammar; the clip may show what the model has never seen", file=sys.stderr)
     if streamed is not None:
+        print("as it came in:")
         for word in streamed.words:
             print(f"  {word.word}: after {word.frames} frames, {word.seconds:.2f} s")
         print(

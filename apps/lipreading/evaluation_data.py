@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import xarray as xr
 from torch import Tensor
 
 from apps.lipreading.clips import Clips
@@ -70,6 +71,7 @@ def open_data(reader: Reader, data: str | None, split: str, seed: int = 0) -> Da
     file = path / CLIPS if path.is_dir() else path
     if file.is_file():
         found = open_clips(file)
+        _same_kind(reader, found, str(file))
         said = [str(text) for text in found["transcript"].values.tolist()]
         grammar = next((g for g in (GRID, MINI) if _fits(g, said)), None)
         return Data(str(file), examples(found, reader.features, device_of(reader)), None, None, grammar)
@@ -95,6 +97,8 @@ def open_clip(
     place, separator, name = clip.rpartition(SEPARATOR)
     if separator and Path(place).is_file():
         return _of_file(reader, Path(place), name)
+    if Path(clip).suffix == ".nc" or (Path(clip) / INDEX).is_file():
+        raise InputError(f"{clip}: holds many clips; name one, as {clip}{SEPARATOR}<name or number>")
     size = frame_size(reader, clip)
     if separator:
         pack = Pack.open(place)
@@ -179,11 +183,22 @@ def _of_file(reader: Reader, path: Path, number: str) -> tuple[Tensor, Callable[
     count = data.sizes["clip"]
     if not number.isdecimal() or int(number) >= count:
         raise InputError(f"{path}{SEPARATOR}{number}: must be a number from 0 to {count - 1}")
+    _same_kind(reader, data, str(path))
     clip = data.isel(clip=[int(number)])
     seen, said = torch.from_numpy(clip["observation"].values), str(clip["transcript"].values[0])
     if data.attrs["mode"] == "frames":
         return seen, reader.features, said
     return seen.float(), lambda x, length: Clips(x.to(device_of(reader)), length.to(device_of(reader))), said
+
+
+def _same_kind(reader: Reader, data: xr.Dataset, where: str) -> None:
+    """Refuse clips of a file that are not what the model has learnt from."""
+    if data.attrs["mode"] != reader.inputs:
+        raise InputError(f"{where}: holds {data.attrs['mode']}; the model has learnt from {reader.inputs}")
+    high, wide = data["observation"].shape[2:] if reader.inputs == "frames" else (0, 0)
+    if reader.inputs == "frames" and (high, wide) != reader.frame_size:
+        size = " x ".join(map(str, reader.frame_size or ()))
+        raise InputError(f"{where}: frames of {high} x {wide} pixels; the model reads {size}")
 
 
 def _sized(frames: Tensor, size: tuple[int, int], where: str) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from core.errors import InputError
+from core.errors import InputError, MissingExtra
 from simulators.lips.align import Alignment
 from simulators.lips.crop import Boxes, Crop, Haar, cut, filled
 from simulators.lips.pack import Pack
@@ -117,6 +117,8 @@ def examine_recording(recording: Recording, crop: Crop, shape: tuple[int, int], 
     except InputError as error:
         clip.faults["face"] = str(error)
         return clip
+    if not isinstance(crop, Haar) and shows_face(frames, boxes):
+        clip.faults["crop"] = f"{where}: the cut shows a whole face; must be the mouth alone (--crop)"
     align = recording.align
     spoken = len(frames)
     _look(clip, mouth, None if align is None else lambda: align(max(nominal, spoken), spoken))
@@ -137,6 +139,17 @@ def measure(frames: Frames) -> tuple[float, float, float, tuple[float, float]]:
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     centre = (float((weight.sum(0) @ x) / total), float((weight.sum(1) @ y) / total)) if total > 0 else (0.5, 0.5)
     return float(grey.mean()), float(grey.std(axis=(1, 2)).mean()), float(change.mean()), centre
+
+
+def shows_face(frames: Frames, boxes: Boxes) -> bool:
+    """Whether most of the looked-at frames ``(T, H, W)`` have a whole face in the first box; no without OpenCV."""
+    high, wide = frames.shape[1:]
+    left, top, right, bottom = np.clip(boxes[0], 0, [wide, high, wide, high]).astype(int)
+    try:
+        faces = Haar().faces(np.ascontiguousarray(frames[:, top:bottom, left:right]))
+    except (InputError, MissingExtra):
+        return False
+    return bool(np.isnan(faces[:, 0]).mean() < 0.5)
 
 
 def speech_motion(frames: Frames, words: Alignment) -> float | None:

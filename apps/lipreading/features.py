@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,7 +22,7 @@ class EigenLipSettings(Config):
     """Components and their first differences in time."""
 
     name: Literal["eigenlips"] = "eigenlips"
-    components: int = 32
+    components: int = Field(default=32, ge=1)
     """K; a frame has 2 K features."""
     differences: bool = True
     """Whether the change from the frame before follows each component."""

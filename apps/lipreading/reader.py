@@ -67,6 +67,7 @@ class Reader:
         augmentation: whose middle cut it sees.
         inputs: ``features``, ``landmarks`` or ``frames``, what it has learnt from.
         frame_size: height and width in pixels of the frames that ``features`` takes; None where it takes none.
+        crop: how the mouths that it has learnt from were found, as ``prepare --crop`` says it; None where not known.
         looks: at validation clips while it learnt.
         config: of its training.
     """
@@ -78,6 +79,7 @@ class Reader:
     augmentation: Augmentation
     inputs: str
     frame_size: tuple[int, int] | None
+    crop: str | None
     looks: list[Look]
     config: ReaderConfig
 
@@ -119,6 +121,7 @@ def make_reader(
     """
     folder.mkdir(parents=True, exist_ok=True)
     corpus = config.source.open(device)
+    check_inputs(config, corpus)
     model = fresh_model(config).to(device)
     callbacks = []
     if config.looks:
@@ -151,6 +154,27 @@ def fresh_model(config: ReaderConfig) -> LipReader:
         return build(config.model)
 
 
+def check_inputs(config: ReaderConfig, corpus: Corpus) -> None:
+    """Refuse a model that does not take what the source gives.
+
+    Raises:
+        InputError: so it is.
+    """
+    first = corpus.training(torch.zeros(1, dtype=torch.long), torch.Generator().manual_seed(0))
+    shape = tuple(first.clips.frames.shape[2:])
+    model = config.model
+    given = f"{shape[0]} features a frame" if len(shape) == 1 else f"frames of {shape[0]} x {shape[1]} pixels"
+    if model.name == "fast" and model.front_end == "features":
+        if len(shape) == 2:
+            raise InputError(f"model.front_end: features; the source gives {given}; must be frames")
+        if shape != (model.inputs,):
+            raise InputError(f"model.inputs: {model.inputs}; the source gives {given}; must be {shape[0]}")
+    elif len(shape) == 1:
+        raise InputError(f"model: {model.name} reads frames; the source gives {given}")
+    elif model.name == "stcnn" and shape != (model.height, model.width):
+        raise InputError(f"model.height, model.width: {model.height}, {model.width}; the source gives {given}")
+
+
 def grammar_of(corpus: Corpus) -> str | None:
     """Name of the grammar of its transcripts, None where there is none."""
     return next((name for name, known in GRAMMARS.items() if known is corpus.grammar), None)
@@ -164,6 +188,7 @@ def record_of(corpus: Corpus) -> dict[str, object]:
         "max_length": corpus.max_length,
         "lips": lips,
         "frame_size": corpus.frame_size,
+        "crop": corpus.pack.crop if isinstance(corpus, PackCorpus) else None,
     }
 
 
@@ -199,6 +224,7 @@ def open_reader(folder: Path, device: torch.device | str = "cpu") -> Reader:
         Augmentation() if source.kind == "simulated" else source.augmentation,
         source.mode if source.kind == "simulated" else "frames",
         size,
+        saved.extra.get("crop"),
         [Look(**x) for x in saved.extra.get("looks", [])],
         config,
     )

@@ -130,6 +130,17 @@ class LipReadingStudy(Study):
         """What is left out."""
         return [f"{e.name} is left out: {e.missing}" for e in self.experiments if e.missing]
 
+    def shared_splits(self) -> list[str]:
+        """Where a corpus is judged on the clips that it is looked at and chosen on."""
+        return [
+            f"{e.name}: the split {source.test} is also the one that was looked at while settings were found, for want "
+            "of a third: its error rate is likely to be too small for new clips."
+            for e in self.experiments
+            if isinstance(source := e.fork_source or e.reader.source, PackSource)
+            and source.validation == source.test
+            and not e.missing
+        ]
+
     def fork(self, experiment: Experiment, method: Method, seed: int) -> Fork:
         """The run of an objective."""
         assert experiment.fork is not None
@@ -218,7 +229,7 @@ class LipReadingStudy(Study):
             decide(evidence, self.roles, self.claims),
             figures.of_study(evidence),
             xr.DataTree.from_dict(groups),
-            notes_of(evidence),
+            notes_of(evidence) + self.shared_splits(),
         )
 
 

@@ -26,11 +26,17 @@ MEANING = (
     "CER, WER: edits of characters or words over those of all references (corpus averages); exact: share of the clips "
     "without an error. Greedy transcripts take the most probable symbol; sampled ones are one draw a clip at "
     "temperature 1, from random numbers that all models share.",
-    "Objectives start from the same weights and make as many updates; seeds differ in the order of the clips, noise "
-    "and samples. Intervals of objectives are 95 % t intervals over these seeds: they hold for this reader and these "
-    "clips, not for others. Intervals of the reader are bootstrap intervals over clips.",
-    "The weight of each policy loss is the one with the smallest error rate of sampled transcripts of validation clips "
-    "in one fork of a seed of its own; that choice is noisy, and close weights are not told apart.",
+    "Objectives start from the same weights and see as many batches, of the same clips with the same noise in the same "
+    "order; they differ in the transcripts that they sample of a clip, and one with minibatches takes that many "
+    "optimiser steps a batch. Seeds differ in the order of the clips, noise and samples. Intervals of objectives are "
+    "95 % t intervals over these seeds: they hold for this reader, these test clips and these draws of transcripts, "
+    "which all seeds share, and are too narrow for others. Intervals of the reader are bootstrap intervals over clips, "
+    "not over speakers.",
+    "A policy loss with several weights to choose from has the one with the smallest error rate of sampled transcripts "
+    "of validation clips in one fork of a seed of its own; that choice is noisy, close weights are not told apart, and "
+    "it is not made for greedy transcripts. The learning rate is given, for all objectives the same.",
+    "Sampled transcripts also improve when a policy only becomes surer, as it would at a lower temperature without any "
+    "training; a smaller error rate of theirs alone does not show that a model reads better.",
     "Error rates by character fall while whole sentences do not improve, where an objective hedges between words that "
     "look alike: all columns are shown for that reason.",
 )
@@ -122,13 +128,31 @@ def notes_of(evidence: Evidence) -> list[str]:
             )
     if evidence.gradients:
         notes.append(
-            "SNR: squared length of the mean gradient over the variance of one repeat, cosines with the mean gradient "
-            "of the last estimator; from products of different repeats, so that noise adds nothing (a cosine may come "
-            "out above 1). Intervals: mean and 1.96 jackknife standard errors over repeats. A large SNR alone says "
-            "little: short windows have it, and point elsewhere."
+            "Gradients are of the output layer and the recurrent weights of the decoder's upper layer, for the same "
+            "clips with the same noise in all repeats, and for as many transcripts with each estimator. SNR: squared "
+            "length of the mean gradient over the variance of one repeat, cosines with the mean gradient of the last "
+            "estimator; from products of different repeats, so that noise adds nothing (a cosine may come out above "
+            "1). Intervals: mean and 1.96 jackknife standard errors over repeats. A large SNR alone says little: short "
+            "windows have it, and point elsewhere."
         )
+    notes += edge_notes(evidence)
     notes += [nearest_note(name, data) for name, data in evidence.gradients.items()]
     notes += [f"{name} was left out: {reason}." for name, reason in evidence.absent.items()]
+    return notes
+
+
+def edge_notes(evidence: Evidence) -> list[str]:
+    """Which chosen weights are the smallest or largest that were tried, so that a better one may lie beyond."""
+    notes = []
+    for name in evidence.experiments:
+        tried = {method: weights for (where, method), weights in evidence.trials.items() if where == name}
+        chosen = {method: evidence.weight(name, method) for method in tried}
+        edges = [f"{m} ({w:g})" for m, w in chosen.items() if w in (min(tried[m]), max(tried[m]))]
+        if edges:
+            notes.append(
+                f"{name}: the chosen weight is the smallest or largest that was tried for {', '.join(edges)}; a better "
+                "one may lie beyond."
+            )
     return notes
 
 

@@ -21,7 +21,7 @@ from core.sequence import schedules
 from core.sequence.batch import TokenBatch
 from core.sequence.losses import CTC, CrossEntropy
 from core.sequence.rollouts import Prompts, Rollouts, Source, Supervised
-from core.sequence.scheduled import Announced, ScheduledSampling
+from core.sequence.scheduled import ScheduledSampling
 from core.sequence.train import Callback, Objective, Record, SequencePolicyOptimization
 from core.study import Config
 from simulators.lips import alphabet
@@ -95,7 +95,7 @@ class TrainingSettings(Config):
     """How long, how fast, and on how many clips at once."""
 
     updates: int = Field(default=1500, ge=1)
-    """Optimiser steps (of one minibatch each)."""
+    """Batches of clips; an optimiser step each, or one for each of a method's minibatches."""
     batch: int = Field(default=64, ge=1)
     """Clips of an update."""
     micro_batch: int | None = Field(default=None, ge=1)
@@ -225,7 +225,6 @@ def trainer(
     if max(method.replaced) > 0:
         share = schedules.linear(*method.replaced, settings.updates)
         learner = ScheduledSampling(model, share, greedy=method.own_argmax)
-        source = Announced(source)
     objective = Objective(
         policy=policy,
         weight=method.weights[0] if weight is None else weight,
@@ -241,6 +240,7 @@ def trainer(
         learning_rate=settings.learning_rate.schedule(settings.updates),
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
+        optimizer=torch.optim.Adam,
         micro_batch=settings.micro_batch,
         dropout=settings.dropout,
         seed=seed,

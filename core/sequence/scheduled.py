@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,19 +10,6 @@ from torch import Tensor, nn
 
 from core.sequence.batch import TokenBatch, TokenScores
 from core.sequence.policy import NOTHING, draw_tokens
-from core.sequence.rollouts import Drawn, Source
-
-
-@dataclass(frozen=True)
-class Announced:
-    """A source that tells a ``ScheduledSampling`` which update it is."""
-
-    source: Source
-
-    def draw(self, policy: Any, step: int, generator: torch.Generator) -> Drawn:
-        """See ``Source.draw``."""
-        policy.update = step
-        return self.source.draw(policy, step, generator)
 
 
 class ScheduledSampling(nn.Module):
@@ -39,7 +25,7 @@ class ScheduledSampling(nn.Module):
         greedy: the most probable symbol instead of a sampled one.
 
     Attributes:
-        update: the number of the update, which ``Announced`` tells.
+        update: the number of the update, which the trainer sets.
     """
 
     def __init__(self, policy: nn.Module, share: Callable[[int], float], *, greedy: bool = False) -> None:

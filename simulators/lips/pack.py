@@ -135,6 +135,13 @@ class Pack:
         return len(self.utterances)
 
     @property
+    def crop(self) -> str | None:
+        """How the mouths were found, as a command line says it; None where the pack does not tell."""
+        request = self.record.get("request")
+        found = request["settings"].get("crop") if isinstance(request, dict) and "settings" in request else None
+        return found if isinstance(found, str) else None
+
+    @property
     def length(self) -> Tensor:
         """Recorded frames of each clip, ``(N,)`` int64."""
         return torch.tensor([u.frames or self.n_frames for u in self.utterances])

@@ -19,6 +19,8 @@ FPS_TOLERANCE = 0.01
 LEAST_FRAMES = 5
 LEAST_CONTRAST = 1.0
 """Standard deviation within a frame in grey levels; a clip that never has more shows nothing."""
+LEAST_MOTION = 0.3
+"""Mean change of a pixel from frame to frame in grey levels; a picture that stands still shows less."""
 MOST_FRAMES = 3000
 """Of a clip that is decoded; an utterance is short, and a film would fill the memory."""
 Frame = NDArray[np.floating]
@@ -135,6 +137,10 @@ def read_clip(
         size = (boxes[:, 2:] - boxes[:, :2]) / [width, height]
         mouth = cut(frames, boxes + np.tile(size * [x, y], 2), height, width, where)
     check_frames(mouth, f"{where}: mouth")
+    if plain := int((mouth.std(axis=(1, 2)) < LEAST_CONTRAST).sum()):
+        notes.append(f"{where}: {plain} of {len(mouth)} frames are of one grey level")
+    if np.abs(np.diff(mouth.astype(np.float32), axis=0)).mean() < LEAST_MOTION:
+        notes.append(f"{where}: the mouth stands still; nothing is spoken, or one frame is repeated")
     return Clip(mouth, missing, tuple(notes))
 
 

@@ -1,6 +1,7 @@
 """Claims are decided by the numbers they name, and stay open where these are absent."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import xarray as xr
 
 from apps.lipreading.claims import CLAIMS, Roles, decide
 from apps.lipreading.evidence import Evidence, Undecided, rate
+from apps.lipreading.figures.objectives import with_entropy
 from apps.lipreading.runs import chosen_weight
-from apps.lipreading.table import START, last_slope, notes_of, rows_of
+from apps.lipreading.table import START, edge_notes, last_slope, notes_of, rows_of
 from core.stats import t_interval
 from simulators.lips import alphabet
 
@@ -312,3 +314,19 @@ def test_notes_warn_where_the_reader_was_still_learning():
     assert last_slope(seen) is None
     never = seen.assign(look_update=("look", [300, 600]), look_greedy=("look", [0.0, 0.0]))
     assert last_slope(never) is None
+
+
+def test_notes_tell_weights_at_the_edge_of_what_was_tried():
+    given = evidence(CE=(0.2, 0.1), inner=(0.2, 0.1), edge=(0.2, 0.1))
+    tried = {("mini", "inner"): {0.5: 0.3, 1.0: 0.2, 2.0: 0.3}, ("mini", "edge"): {1.0: 0.2, 2.0: 0.3}}
+    (note,) = edge_notes(replace(given, trials=tried))
+    assert "edge (1)" in note
+    assert "inner" not in note
+    assert edge_notes(given) == []
+
+
+def test_only_rewards_that_are_accuracies_share_the_axis_of_entropies():
+    seeds = {0: forks(0.2)[0].assign(entropy=("update", [0.2, 0.1])).assign_attrs(reward="dense")}
+    windowed = {0: seeds[0].assign_attrs(kernel=5, stride=2)}
+    given = Evidence(["mini"], {}, {("mini", "to go"): seeds, ("mini", "PCPG"): windowed})
+    assert with_entropy(given, "mini") == ["PCPG"]

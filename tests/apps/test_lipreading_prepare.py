@@ -147,6 +147,12 @@ def test_other_settings_do_not_mix(grid: Path, tmp_path: Path) -> None:
         made(grid, tmp_path / "q" / "thesis.tex")
 
 
+def test_a_request_that_made_nothing_blocks_no_other(grid: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not within"):
+        made(grid, tmp_path / "p", PrepareSettings(crop="0:900,0:900"))
+    assert len(made(grid, tmp_path / "p").utterances) == 8
+
+
 def test_clips_of_74_frames_are_padded_with_a_note(tmp_path: Path) -> None:
     write_grid(tmp_path / "g", ("bbaf2n",), ("s1",), frames=74)
     done = made(tmp_path / "g", tmp_path / "p")
@@ -262,6 +268,8 @@ def test_lrw_and_lrw1000_become_packs(tmp_path: Path) -> None:
     made(tmp_path / "cas", tmp_path / "q", PrepareSettings(**preparation.USUAL["lrw1000"]), "lrw1000")
     pack = Pack.open(tmp_path / "q")
     assert (pack.n_frames, pack.height, pack.width, pack.length.tolist()) == (30, 122, 122, [14, 14, 14])
+    assert not (tmp_path / "q" / "notes.csv").exists(), "words have lengths of their own"
+    assert pack.crop == "whole"
     assert pack.sentences == ["ni hao"] * 3
 
 
@@ -273,7 +281,7 @@ def run(*arguments: object) -> tuple[int, str, BaseException | None]:
 
 
 def test_the_verb_prepares_and_says_what_it_did(grid: Path, tmp_path: Path) -> None:
-    code, output, _ = run(grid, tmp_path / "p", "--crop", "whole", "--quality", 95)
+    code, output, _ = run(grid, "--out", tmp_path / "p", "--crop", "whole", "--quality", 95)
     assert code == 0
     assert "clips: 8 of 2 speakers" in output
     assert "split: test 4, train 4" in output
@@ -293,7 +301,7 @@ def test_the_verb_prepares_and_says_what_it_did(grid: Path, tmp_path: Path) -> N
     ],
 )
 def test_mistakes_of_the_verb_are_one_line(grid: Path, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
-    _, _, error = run(grid, tmp_path / "p", *arguments)
+    _, _, error = run(grid, "--out", tmp_path / "p", *arguments)
     assert isinstance(error, InputError)
     assert said in str(error)
     assert "\n" not in str(error)

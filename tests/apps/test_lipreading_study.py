@@ -230,6 +230,15 @@ def test_an_absent_corpus_is_told_before_anything_runs(tmp_path, monkeypatch, ca
     assert all("GRID" not in each.label for each in study.runs())
 
 
+def test_a_corpus_judged_on_what_was_looked_at_is_told(tmp_path):
+    assert load(tmp_path).shared_splits() == []
+    (tmp_path / "index.csv").touch()
+    here = f"experiments.1.reader.source.data={tmp_path}"
+    (note,) = load(tmp_path, here).shared_splits()
+    assert "GRID s1: the split val is also" in note
+    assert load(tmp_path, here, "experiments.1.reader.source.test=other").shared_splits() == []
+
+
 def test_a_study_whose_corpora_are_all_absent_is_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load(tmp_path, "experiments.0.reader.source={kind: pack, data: elsewhere}")

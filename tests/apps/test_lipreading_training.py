@@ -30,6 +30,7 @@ from apps.lipreading.training import (
     TrainingSettings,
     method_reward,
     train,
+    trainer,
 )
 from core.checkpoint import Checkpoint
 from core.errors import InputError
@@ -394,6 +395,11 @@ def test_the_trainer_uses_the_rate_of_each_update(corpus):
     settings = TrainingSettings(updates=4, batch=4, learning_rate=Drop(rate=1e-3, final=1e-4, share=0.5))
     records = train(fresh_model(reader()), corpus, CROSS_ENTROPY, settings, 0)
     assert [record["rate"] for record in records] == [1e-3, 1e-3, 1e-4, 1e-4]
+
+
+def test_decay_of_weights_is_a_part_of_the_gradient(corpus):
+    made = trainer(fresh_model(reader()), LipTask(corpus, CROSS_ENTROPY), TrainingSettings(weight_decay=0.1), 0)
+    assert [(o["weight_decay"], o["decoupled_weight_decay"]) for o in made.optimizers[0].param_groups] == [(0.1, False)]
 
 
 def test_rewards_weigh_long_clips_no_more_than_short_ones(corpus):

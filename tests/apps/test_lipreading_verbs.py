@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,20 @@ def test_a_finished_training_is_kept_and_another_refused(model, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("")
     with pytest.raises(InputError, match=r"holds notes\.txt"):
         call("train", config(tmp_path), "--out", tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("source.mode=frames", "model.front_end: features; the source gives frames of 32 x 48 pixels; must be frames"),
+        ("model.inputs=13", "model.inputs: 13; the source gives 12 features a frame; must be 12"),
+        ("model={name: paper}", "model: paper reads frames; the source gives 12 features a frame"),
+    ],
+)
+def test_a_refused_training_says_why_and_blocks_no_other(tmp_path, change, said):
+    with pytest.raises(InputError, match=re.escape(said)):
+        call("train", config(tmp_path), "--out", tmp_path / "x", "--set", change, "--device", "cpu")
+    call("train", config(tmp_path, updates=1), "--out", tmp_path / "x", "--device", "cpu")
 
 
 def test_a_fresh_training_forgets_the_other(model, tmp_path):

@@ -6,7 +6,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from core.sequence.edit_distance import edit_distances, prefix_edit_distances
+from core.sequence.edit_distance import edit_distances, next_row, prefix_edit_distances
 
 
 def pairs(rows: int, longest: int, letters: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -35,6 +35,16 @@ def test_every_prefix_is_compared_with_the_whole_reference() -> None:
         for t in range(a.shape[1]):
             prefix = a[i, : t + 1][keep[i, : t + 1]].tolist()
             assert int(found[i, t]) == editdistance.eval(prefix, b[i, : m[i]].tolist())
+
+
+def test_a_row_holds_the_distances_to_all_beginnings_of_the_reference() -> None:
+    a, _, b, _ = pairs(20, 8, 3, 0)
+    row = torch.zeros(20, 9, dtype=torch.int32)
+    for t, token in enumerate(a.unbind(1)):
+        row = next_row(row, token, b)
+        for i in range(20):
+            mine, other = a[i, : t + 1].tolist(), b[i].tolist()
+            assert (row[i] + torch.arange(9)).tolist() == [editdistance.eval(mine, other[:j]) for j in range(9)]
 
 
 def test_rewards_by_prefix_add_up_to_the_errors_avoided() -> None:

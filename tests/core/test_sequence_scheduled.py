@@ -11,7 +11,7 @@ from core.sequence.batch import TokenBatch, TokenScores
 from core.sequence.losses import CrossEntropy
 from core.sequence.objective import Objective
 from core.sequence.rollouts import Drawn
-from core.sequence.scheduled import Announced, ScheduledSampling
+from core.sequence.scheduled import ScheduledSampling
 from core.sequence.schedules import constant, cosine, linear, steps
 from core.sequence.train import SequencePolicyOptimization
 from tests.core.token_batches import ragged
@@ -145,19 +145,6 @@ def test_samples_are_the_policys_own():
     )
 
 
-def test_a_source_announces_the_update():
-    batch, generator = ragged(), torch.Generator()
-    scheduled = ScheduledSampling(Chain(), linear(0.0, 1.0, 10), greedy=True)
-    source = Announced(Given(batch))
-    for step in (0, 7, 3):
-        assert source.draw(scheduled, step, generator).reference is batch
-        assert scheduled.update == step
-    source.draw(scheduled, 0, generator)
-    assert torch.equal(scheduled.replaced(batch), batch.tokens)
-    source.draw(scheduled, 10, generator)
-    assert not torch.equal(scheduled.replaced(batch), batch.tokens)
-
-
 def test_a_training_asks_for_the_share_of_each_update_also_when_it_goes_on(tmp_path):
     def training(asked, updates, **options):
         def share(update):
@@ -166,7 +153,7 @@ def test_a_training_asks_for_the_share_of_each_update_also_when_it_goes_on(tmp_p
 
         policy = Chain()
         made = SequencePolicyOptimization(
-            ScheduledSampling(policy, share), Announced(Given(ragged())), Objective(supervised=CrossEntropy()), seed=3
+            ScheduledSampling(policy, share), Given(ragged()), Objective(supervised=CrossEntropy()), seed=3
         )
         made.train(updates, **options)
         return policy.table.detach()

@@ -137,12 +137,17 @@ def entropy_and_reward(evidence: Evidence, experiment: str) -> Figure:
 
 
 def with_entropy(evidence: Evidence, experiment: str) -> list[str]:
-    """Methods whose reward is 1 - CER of a transcript, so that they can share an axis."""
+    """Methods whose reward is 1 - CER of a transcript, so that they can share an axis.
+
+    REINFORCE's of single symbols is over the length of the reference once more.
+    """
     return [
         method
         for method in evidence.methods(experiment)
         if all(
-            data.attrs.get("reward") == "dense" and bool(np.isfinite(data["entropy"].values).all())
+            data.attrs.get("reward") == "dense"
+            and "kernel" in data.attrs
+            and bool(np.isfinite(data["entropy"].values).all())
             for data in evidence.forks[experiment, method].values()
         )
     ]

@@ -28,7 +28,9 @@ def read_folder(root: Path) -> tuple[list[Recording], list[str]]:
         InputError: no table, a bad row, two clips of one name, or videos and rows that do not match.
     """
     if not (root / INDEX).exists():
-        raise InputError(f"{root / INDEX}: no such file; must have the columns utt, speaker, split, sentence")
+        raise InputError(
+            f"{root / INDEX}: no such file; own clips need one with the columns utt, speaker, split, sentence"
+        )
     rows = list(csv.DictReader(lines(root / INDEX)))
     videos = find_videos(root)
     found: dict[str, Recording] = {}
