@@ -7,6 +7,8 @@ training.
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +21,9 @@ from core.sequence.clusters import tied_groups
 from core.sequence.reductions import check, group_size, per_row, reduce, wide
 from core.sequence.surrogate import covariance, log_ratio
 from core.stats.interval import Interval, Sample, as_sample, check_level, check_paired
+
+COLLAPSED, FLAT = 1e-3, 1e-3
+"""Entropy in nats, and change of the mean reward, below which a policy has collapsed."""
 
 
 def entropy_change(logits: Tensor, delta_logits: Tensor) -> Tensor:
@@ -155,14 +160,16 @@ def _line(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def entropy_alarm(entropy: Sequence[float], reward: Sequence[float], window: int = 50) -> str | None:
     """What is wrong with the entropies of a training's last updates, in words; None if nothing is.
 
-    Collapse: below 1e-3 nats while the mean reward of the last ``window`` updates' halves differs by less than 1e-3.
-    Explosion: three times what it was ``window`` updates ago.
+    Collapse: below 1e-3 nats while the mean rewards of the two halves of the last ``window`` updates differ by no more
+    than 1e-3 and twice the standard error of that difference. Explosion: three times what it was ``window`` updates ago.
     """
     h, r = entropy[-window:], reward[-window:]
     if len(h) < window:
         return None
     half = window // 2
-    if h[-1] < 1e-3 and abs(sum(r[half:]) / (window - half) - sum(r[:half]) / half) < 1e-3:
+    before, after = r[:half], r[half:]
+    error = math.sqrt(statistics.variance(before) / len(before) + statistics.variance(after) / len(after))
+    if h[-1] < COLLAPSED and abs(statistics.fmean(after) - statistics.fmean(before)) <= 2 * error + FLAT:
         return f"the policy's entropy has collapsed to {h[-1]:.1e} nats and its reward stands still"
     if h[-1] > 3 * h[0]:
         return f"the policy's entropy has risen from {h[0]:.3g} to {h[-1]:.3g} nats within {window} updates"

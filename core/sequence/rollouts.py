@@ -14,6 +14,7 @@ from core.errors import InputError
 from core.sequence.batch import TokenBatch
 from core.sequence.clusters import tied_groups
 from core.sequence.policy import SequencePolicy
+from core.sequence.reductions import per_row, wide
 from core.sequence.scoring import acting
 from core.simulation import tree
 
@@ -250,6 +251,5 @@ def _checked(reward: Tensor, batch: TokenBatch) -> Tensor:
 
 
 def total_reward(batch: TokenBatch) -> Tensor:
-    """``(B,)`` reward of each sequence."""
-    reward = batch.need("reward")
-    return reward if reward.dim() == 1 else reward.sum(1)
+    """``(B,)`` reward of each sequence, in floating point."""
+    return per_row(wide(batch.need("reward")), batch.mask)

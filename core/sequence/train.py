@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import math
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from core.rl.checkpoint import load_optimizer, optimizer_tensors
 from core.seeds import stream
 from core.sequence.batch import TokenBatch, TokenScores
 from core.sequence.clusters import tied_groups
+from core.sequence.entropy import entropy_alarm
 from core.sequence.minibatch import Part
 from core.sequence.objective import Objective
 from core.sequence.policy import NOTHING
@@ -39,9 +39,8 @@ Rate = float | Callable[[int], float]
 """A learning rate, constant or of the number of the update."""
 HALVE_AFTER, STOP_AFTER = 3, 10
 """Steps in a row without a finite gradient after which the learning rate is halved, and the training ended."""
-COLLAPSED, FLAT, WINDOW = 1e-3, 1e-3, 20
-"""A policy has collapsed if its entropy is below the first of these, in nats, and the mean rewards of the two halves of
-``WINDOW`` updates differ by less than ``FLAT`` and two standard errors."""
+WINDOW = 20
+"""Updates over which entropy and reward are watched; see ``entropy_alarm``."""
 WEIGHT, PHASE, COUNTS, RATE, RECORDS, RUN = "policy.", "phase", "counts", "rate", "records", "run"
 """Names in a checkpoint."""
 
@@ -156,6 +155,7 @@ class SequencePolicyOptimization:
                 kept.save(self._state(number))
                 raise
             self.records.append(record)
+            self._warn_of_collapse()
             self.step += 1
             if progress is not None:
                 progress(self.step / updates, f"update {self.step} of {updates}: loss {record['loss']:.4f}")
@@ -190,7 +190,6 @@ class SequencePolicyOptimization:
         record = {"loss": math.nan if took else 0.0, "grad_norm": 0.0, **_means(logged), **counts}
         rate = self.optimizers[-1].param_groups[0]["lr"]
         record = record | {"rate": float(rate), "seconds": time.perf_counter() - began}
-        self._warn_of_collapse(record)
         return record
 
     def _prepared(self, sampled: TokenBatch) -> TokenBatch | None:
@@ -282,17 +281,14 @@ class SequencePolicyOptimization:
             value.backward()
         return metrics
 
-    def _warn_of_collapse(self, record: Record) -> None:
-        if self._warned or "reward" not in record or record.get("entropy", math.inf) >= COLLAPSED:
+    def _warn_of_collapse(self) -> None:
+        known = [x for x in self.records[-WINDOW:] if "entropy" in x and "reward" in x]
+        if self._warned or not known:
             return
-        recent = [x["reward"] for x in self.records[-WINDOW:] if "reward" in x]
-        if len(recent) < WINDOW:
-            return
-        before, after = recent[: WINDOW // 2], recent[WINDOW // 2 :]
-        error = math.sqrt((statistics.variance(before) + statistics.variance(after)) / (WINDOW // 2))
-        if abs(statistics.fmean(after) - statistics.fmean(before)) <= 2 * error + FLAT:
+        told = entropy_alarm([x["entropy"] for x in known], [x["reward"] for x in known], WINDOW)
+        if told is not None:
             self._warned = True
-            warnings.warn(f"the policy's entropy is {record['entropy']:.1e} and its reward stands still", stacklevel=2)
+            warnings.warn(told, stacklevel=2)
 
     def _state(self, run: int) -> dict[str, Tensor]:
         counts = torch.tensor([self.step, self.bad, self.micro_batch or 0])

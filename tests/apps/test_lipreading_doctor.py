@@ -19,9 +19,9 @@ from apps.lipreading.examination import measure, speech_motion
 from apps.lipreading.preparation import PrepareSettings, prepare, read_recordings
 from core.errors import InputError
 from simulators.lips.align import Alignment, Word
-from simulators.lips.crop import Crop, Whole
+from simulators.lips.crop import Crop, FixedBox, Whole
 from simulators.lips.pack import Pack
-from simulators.lips.readers import read_grid
+from simulators.lips.readers import Recording, read_grid
 from tests.simulators.lips_cases import align_text, mouth, shared, write_grid, write_video
 
 pytest.importorskip("av")
@@ -87,12 +87,25 @@ def test_a_mouth_that_is_cut_black_is_a_fault(grid: Path) -> None:
     # The picture is fine, the box is not.
     frames = np.concatenate([mouth(75), np.zeros((75, 48, 64), dtype=np.uint8)], axis=1)
     write_video(grid / CLIP, frames)
-    from simulators.lips.crop import FixedBox
-
     recordings = [r for r in read_grid(grid)[0] if r.path == grid / CLIP]
     diagnosis = examine_recordings(recordings, "g", "grid", crop=FixedBox(56, 94, 4, 60))
     assert found(diagnosis)["black"].level == "fault"
     assert diagnosis.worst == "fault"
+
+
+def test_clips_that_a_pack_cannot_hold_are_told(grid: Path) -> None:
+    write_video(grid / CLIP, mouth(80))
+    length = found(examined(grid))["length"]
+    assert (length.level, length.count) == ("warning", 1)
+    assert "more than 75 frames; prepare refuses them" in length.text
+
+
+@pytest.mark.skipif(not shared().exists(), reason="the shared GRID clips are absent")
+def test_a_face_that_is_taken_for_a_mouth_is_a_fault() -> None:
+    pytest.importorskip("cv2")
+    recordings = [Recording("bbaf2n", "", "", "", shared() / "raw" / "bbaf2n.mpg", "")]
+    for crop, level in ((Whole(), "fault"), (FixedBox(190, 254, 132, 228), "fine")):
+        assert found(examine_recordings(recordings, "raw", "folder", crop=crop))["crop"].level == level
 
 
 def test_no_face_is_a_fault(grid: Path) -> None:

@@ -231,6 +231,19 @@ def test_clips_of_a_file_are_read_as_they_are(model, tmp_path):
         assert data["reference"].values.tolist() == said
 
 
+def test_clips_of_another_kind_are_refused_by_name(model, sighted, tmp_path):
+    call("simulate", "--out", tmp_path / "l", "--clips", 2, "--mode", "landmarks")
+    call("simulate", "--out", tmp_path / "f", "--clips", 2, "--mode", "frames", "--height", 40)
+    for words in (("evaluate", model, "--data"), ("transcribe", "--model", model)):
+        place = f"{tmp_path}/l/clips.nc{'::0' if words[0] == 'transcribe' else ''}"
+        with pytest.raises(InputError, match=r"clips\.nc: holds landmarks; the model has learnt from features"):
+            call(*words, place)
+    with pytest.raises(InputError, match="frames of 40 x 48 pixels; the model reads 32 x 48"):
+        call("evaluate", sighted, "--data", tmp_path / "f")
+    with pytest.raises(InputError, match="holds many clips; name one"):
+        call("transcribe", tmp_path / "f" / "clips.nc", "--model", sighted)
+
+
 def test_impossible_evaluations_are_refused(model, tmp_path):
     with pytest.raises(InputError, match="--split dev"):
         call("evaluate", model, "--split", "dev")

@@ -130,6 +130,20 @@ def test_a_black_clip_is_refused_by_its_name(tmp_path) -> None:
         load_clip(path, crop=Whole())
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: np.concatenate([x[:40], np.zeros_like(x[40:])]), "35 of 75 frames are of one grey level"),
+        (lambda x: np.repeat(x[:1], 75, axis=0), "the mouth stands still"),
+    ],
+)
+def test_what_hardly_shows_speech_is_told(tmp_path, spoil, said: str) -> None:
+    clip = read_clip(write_video(tmp_path / "a.mp4", spoil(mouth(75))), crop=Whole())
+    assert len(clip.notes) == 1
+    assert said in clip.notes[0]
+    assert read_clip(write_video(tmp_path / "b.mp4", mouth(75)), crop=Whole()).notes == ()
+
+
 def test_a_file_that_breaks_off_gives_the_frames_before(tmp_path) -> None:
     path = write_video(tmp_path / "a.mpg", mouth(75))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

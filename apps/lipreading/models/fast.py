@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from apps.lipreading.clips import Clips
-from apps.lipreading.models.reader import GRU, LipReader, arranged, evaluating, previous, run_gru, scores_of
+from apps.lipreading.models.reader import GRU, LipReader, arranged, evaluating, previous, run_gru
 from apps.lipreading.models.settings import FastSettings
 from core.sequence.batch import TokenBatch, TokenScores
-from core.sequence.policy import NOTHING, Stepwise
+from core.sequence.policy import NOTHING, Stepwise, scores_of
 from simulators.lips import alphabet
 
 FRAME_GRID = (2, 3)
@@ -135,7 +135,7 @@ class FastReader(Stepwise, LipReader):
         self._check_need(need, self.value is not None)
         hidden, _ = self._decode(batch, replace)
         value = self.value(hidden).squeeze(-1) if self.value is not None and "value" in need else None
-        return scores_of(self.output(hidden), batch, temperature, need, hidden, value)
+        return scores_of(self.output(hidden), batch, temperature, need, hidden=hidden, value=value)
 
     @torch.no_grad()
     def attention(self, batch: TokenBatch) -> Tensor:

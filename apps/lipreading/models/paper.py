@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from apps.lipreading.clips import Clips
-from apps.lipreading.models.reader import GRU, LipReader, arranged, evaluating, previous, run_gru, scores_of
+from apps.lipreading.models.reader import GRU, LipReader, arranged, evaluating, previous, run_gru
 from apps.lipreading.models.resnet import ResNetFrontEnd
 from apps.lipreading.models.settings import PaperSettings
 from core.sequence.batch import TokenBatch, TokenScores
-from core.sequence.policy import NOTHING, Stepwise
+from core.sequence.policy import NOTHING, Stepwise, scores_of
 from simulators.lips import alphabet
 
 
@@ -104,7 +104,7 @@ class PaperReader(Stepwise, LipReader):
         self._check_need(need, self.value is not None)
         hidden, _ = self._decode(batch, replace)
         value = self.value(hidden).squeeze(-1) if self.value is not None and "value" in need else None
-        return scores_of(self.output(hidden), batch, temperature, need, hidden, value)
+        return scores_of(self.output(hidden), batch, temperature, need, hidden=hidden, value=value)
 
     @torch.no_grad()
     def attention(self, batch: TokenBatch) -> Tensor:

@@ -140,25 +140,6 @@ def previous(tokens: Tensor) -> Tensor:
     return before
 
 
-def scores_of(
-    logits: Tensor, batch: TokenBatch, temperature: float, need: frozenset[str], hidden: Tensor, value: Tensor | None
-) -> TokenScores:
-    """Scores from logits ``(B, T, V)`` of each step; temperature 0 scores as 1 does."""
-    logits = logits.float() / (temperature or 1.0)
-    log_probs = logits.log_softmax(-1)
-    found = log_probs.gather(-1, batch.tokens.unsqueeze(-1)).squeeze(-1)
-    entropy = None
-    if "entropy" in need:
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return TokenScores(
-        torch.where(batch.valid, found, 0.0),
-        entropy,
-        logits if "logits" in need else None,
-        value,
-        hidden if "hidden" in need else None,
-    )
-
-
 def run_gru(gru: nn.GRU, x: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs ``(B, T, H)`` and final states of a batch-first GRU on clips that end at ``length`` ``(B,)``.
 

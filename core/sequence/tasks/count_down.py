@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.sequence.batch import TokenBatch, TokenScores
-from core.sequence.policy import NOTHING, Stepwise
+from core.sequence.policy import NOTHING, Stepwise, scores_of
 from core.sequence.rollouts import Prompts
 
 OPERATIONS = 3
@@ -166,14 +166,7 @@ class MovesPolicy(nn.Module, Stepwise):
         for token in batch.tokens.unbind(1)[:-1]:
             logits, state = self.advance(state, token)
             steps.append(logits)
-        scaled = torch.stack(steps, 1) / temperature
-        log_probs = scaled.log_softmax(-1)
-        log_prob = log_probs.gather(-1, batch.tokens.unsqueeze(-1)).squeeze(-1)
-        return TokenScores(
-            torch.where(batch.valid, log_prob, 0.0),
-            entropy=torch.special.entr(log_probs.exp()).sum(-1) if "entropy" in need else None,
-            logits=scaled if "logits" in need else None,
-        )
+        return scores_of(torch.stack(steps, 1), batch, temperature, need)
 
     def _logits(self, board: Board) -> Tensor:
         allowed = self.task.allowed(board.numbers)

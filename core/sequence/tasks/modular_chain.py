@@ -65,6 +65,6 @@ class ModularChain:
 
     def reward(self, batch: TokenBatch, prompts: Prompts) -> Tensor:
         """See ``Task.reward``."""
-        if batch.tokens.shape[1] != self.max_length:
-            return torch.zeros(len(batch), device=batch.tokens.device)
-        return (batch.tokens == self.answers(prompts.context)[batch.group]).all(1).float()
+        written = batch.pad_to(self.max_length)
+        right = written.tokens[:, : self.max_length] == self.answers(prompts.context)[batch.group]
+        return (right.all(1) & (written.length == self.max_length)).float()

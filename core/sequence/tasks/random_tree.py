@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError
 from core.sequence.batch import TokenBatch, TokenScores
-from core.sequence.policy import NOTHING, Stepwise
+from core.sequence.policy import NOTHING, Stepwise, scores_of
 from core.sequence.rollouts import Prompts
 
 
@@ -145,12 +145,4 @@ class TabularPolicy(nn.Module, Stepwise):
         for token in batch.tokens.unbind(1)[:-1]:
             visited.append((visited[-1] * self.vocabulary + token + 1).clamp(max=len(self.value) - 1))
         node = torch.stack(visited, 1)
-        logits = self.logits[node] / temperature
-        log_probs = logits.log_softmax(-1)
-        log_prob = log_probs.gather(-1, batch.tokens.unsqueeze(-1)).squeeze(-1)
-        return TokenScores(
-            torch.where(batch.valid, log_prob, 0.0),
-            entropy=-(log_probs.exp() * log_probs).sum(-1) if "entropy" in need else None,
-            logits=logits if "logits" in need else None,
-            value=self.value[node] if "value" in need else None,
-        )
+        return scores_of(self.logits[node], batch, temperature, need, value=self.value[node])

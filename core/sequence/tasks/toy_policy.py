@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core.sequence.batch import TokenBatch, TokenScores
-from core.sequence.policy import NOTHING, Stepwise
+from core.sequence.policy import NOTHING, Stepwise, scores_of
 
 
 class ToyPolicy(nn.Module, Stepwise):
@@ -72,14 +72,5 @@ class ToyPolicy(nn.Module, Stepwise):
         before = torch.cat((torch.full_like(batch.tokens[:, :1], self.vocabulary), batch.tokens[:, :-1]), 1)
         first = self.encode(batch.context)[batch.group].unsqueeze(0)
         hidden, _ = self.gru(self.token(before), first)
-        logits = self.head(hidden) / temperature
-        log_probs = logits.log_softmax(-1)
-        log_prob = log_probs.gather(-1, batch.tokens.unsqueeze(-1)).squeeze(-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1) if "entropy" in need else None
-        return TokenScores(
-            torch.where(batch.valid, log_prob, 0.0),
-            entropy,
-            logits if "logits" in need else None,
-            self.value(hidden).squeeze(-1) if self.value is not None and "value" in need else None,
-            hidden if "hidden" in need else None,
-        )
+        value = self.value(hidden).squeeze(-1) if self.value is not None and "value" in need else None
+        return scores_of(self.head(hidden), batch, temperature, need, hidden=hidden, value=value)
