@@ -196,7 +196,8 @@ def _print_transcript(found: Transcript, abstention: Abstention | None, streamed
     if found.in_grammar is False:
         print("note: not a sentence of the grammar; the clip may show what the model has never seen", file=sys.stderr)
     if streamed is not None:
-        print("as it came in:")
+        edits = streamed.record()["word_edits_to_whole"]
+        print("as it came in" + (f" ({edits} edits of words from what the whole clip says):" if edits else ":"))
         for word in streamed.words:
             print(f"  {word.word}: after {word.frames} frames, {word.seconds:.2f} s")
         print(

@@ -72,6 +72,23 @@ class Evidence:
         """Mean paired difference with its t interval."""
         return t_interval(self.differences(experiment, one, other, measure), level=level)
 
+    def differences_by_speaker(self, experiment: str, one: str, other: str) -> Array:
+        """``(S, P)`` by seed and speaker: sampled edits of ``one`` less those of ``other``, over the characters.
+
+        Raises:
+            Undecided: as ``values``.
+        """
+        self.values(experiment, one, "CER sampled"), self.values(experiment, other, "CER sampled")
+        first, second = self.forks[experiment, one], self.forks[experiment, other]
+        found = []
+        for seed in sorted(set(first) & set(second)):
+            a, b = first[seed], second[seed]
+            speaker = a["speaker"].values
+            edits = a["sampled_edits"].values.astype(np.float64) - b["sampled_edits"].values
+            top, bottom = (np.bincount(speaker, x) for x in (edits, a["characters"].values))
+            found.append(top[bottom > 0] / bottom[bottom > 0])
+        return np.stack(found)
+
     def weight(self, experiment: str, method: str) -> float:
         """Of the policy loss, given or chosen."""
         first = next(iter(self.forks[experiment, method].values()))
@@ -83,6 +100,12 @@ def over_seeds(values: list[float]) -> Interval:
     if len(values) < 2:
         return Interval(values[0], np.nan, np.nan, 1)
     return t_interval(np.array(values))
+
+
+def tempered_rates(data: xr.Dataset) -> dict[float, float]:
+    """CER of a reader's transcripts by the temperature at which they were sampled."""
+    edits, characters = data["tempered_edits"].sum("utterance").values, int(data["characters"].sum())
+    return {float(t): int(e) / characters for t, e in zip(data["temperature"].values, edits, strict=True)}
 
 
 def rate(data: xr.Dataset, measure: str) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from apps.lipreading.models import LipReader
 from apps.lipreading.rewards import characters, spelled
-from apps.lipreading.sources import Corpus
+from apps.lipreading.sources import Corpus, Split
 from core import files
 from core.rl.checkpoint import read_tensors
 from core.seeds import stream
@@ -36,18 +36,23 @@ class Look:
 
 
 def transcribed(
-    model: LipReader, corpus: Corpus, split: str, seed: int, batch: int = 512
+    model: LipReader,
+    corpus: Corpus,
+    split: Split,
+    seed: int,
+    temperatures: tuple[float, ...] = (0.0, 1.0),
+    batch: int = 512,
 ) -> list[tuple[TokenBatch, ...]]:
-    """References, most probable and sampled transcripts of all clips of a split, in parts, without their contexts."""
+    """References and a transcript at each temperature (0: most probable symbols) of all clips of a split, in parts."""
     found = []
-    for part, seen in enumerate(corpus.batches(split, batch)):  # type: ignore[arg-type]
+    for part, seen in enumerate(corpus.batches(split, batch)):
         generator = torch.Generator(seen.reference.tokens.device).manual_seed(stream(seed, f"transcripts {part}"))
-        made = (model.sample(seen.clips, 1, corpus.max_length + 4, t, generator=generator) for t in (0.0, 1.0))
+        made = (model.sample(seen.clips, 1, corpus.max_length + 4, t, generator=generator) for t in temperatures)
         found.append((seen.reference, *(batch.with_(context=None) for batch in made)))
     return found
 
 
-def look(model: LipReader, corpus: Corpus, split: str, seed: int, update: int = 0) -> Look:
+def look(model: LipReader, corpus: Corpus, split: Split, seed: int, update: int = 0) -> Look:
     """The error rates of a model; the draws are the same for every model of a seed."""
     edits, count = torch.zeros(2, dtype=torch.long), 0
     training = model.training

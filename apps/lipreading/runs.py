@@ -28,6 +28,8 @@ CURVES = ("loss", "reward", "entropy", "grad_norm", "in_grammar")
 """Of each update, what is kept."""
 SHOWN = 4
 """Clips whose attention is kept."""
+TEMPERATURES = (0.9, 0.8, 0.7, 0.6, 0.5)
+"""At which a reader is sampled too: what a policy gains by being surer, without any training."""
 
 
 class Transcribe(Run):
@@ -54,7 +56,9 @@ class Transcribe(Run):
         reader = self.product.open(context)
         corpus = (self.source or self.product.reader.source).open(context.device)
         found = transcripts(reader.model, corpus, self.split, seed=0)
-        found = found.merge(attention(reader.model, corpus, self.split)).merge(looks_of(reader.looks))
+        for further in (tempered, attention):
+            found = found.merge(further(reader.model, corpus, self.split))
+        found = found.merge(looks_of(reader.looks))
         return found.assign_attrs(grammar=grammar_of(corpus) or "")
 
 
@@ -166,6 +170,18 @@ def transcripts(model: LipReader, corpus: Corpus, split: Split, seed: int) -> xr
     columns["confidence"] = (("utterance", "symbol"), confidence(model, corpus, split, parts, width))
     speaker = torch.cat([seen.speaker.cpu() for seen in corpus.batches(split)])
     return xr.Dataset({**columns, "speaker": (("utterance",), speaker.numpy().astype(np.int32))})
+
+
+def tempered(model: LipReader, corpus: Corpus, split: Split) -> xr.Dataset:
+    """``tempered_edits`` ``(temperature, utterance)`` of one transcript a clip at each of ``TEMPERATURES``."""
+    edits = []
+    for temperature in TEMPERATURES:
+        parts = transcribed(model, corpus, split, 0, temperatures=(temperature,))
+        edits.append(torch.cat([character_errors(read, reference).edits.cpu() for reference, read in parts]))
+    return xr.Dataset(
+        {"tempered_edits": (("temperature", "utterance"), torch.stack(edits).numpy().astype(np.int32))},
+        coords={"temperature": list(TEMPERATURES)},
+    )
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from apps.lipreading.evaluation import Reading, rates, slot_rates
 from apps.lipreading.evidence import MEASURES, Evidence, Undecided
 from apps.lipreading.gradients import Signal, jackknife, standard_error
 from apps.lipreading.grammars import GRAMMARS
-from apps.lipreading.metrics import texts
+from apps.lipreading.metrics import Errors, corpus_rate, texts
 from core.sequence.batch import TokenBatch
 from core.study import Row
 from simulators.lips import alphabet
@@ -76,6 +76,7 @@ def _experiment(evidence: Evidence, name: str) -> Iterator[Row]:
     yield from rates(reading, scenario=name, method=START)
     if grammar:
         yield from slot_rates(reading, GRAMMARS[grammar], scenario=name, method=START)
+    yield from _tempered(name, evidence.readings[name])
     for method in evidence.methods(name):
         for measure in MEASURES:
             yield _row(evidence, name, method, measure)
@@ -88,6 +89,15 @@ def _experiment(evidence: Evidence, name: str) -> Iterator[Row]:
             except Undecided:
                 continue
             yield Row(name, method, f"{measure} less {methods[0]}", "1", found.mean, found.low, found.high, found.n)
+
+
+def _tempered(name: str, data: xr.Dataset) -> Iterator[Row]:
+    characters = torch.from_numpy(data["characters"].values.astype(np.int64))
+    for temperature in data["temperature"].values if "tempered_edits" in data else ():
+        edits = torch.from_numpy(data["tempered_edits"].sel(temperature=temperature).values.astype(np.int64))
+        found = corpus_rate(Errors(edits, characters))
+        method = f"{START}, temperature {temperature:g}"
+        yield Row(name, method, "CER sampled", "1", found.mean, found.low, found.high, found.n)
 
 
 def _row(evidence: Evidence, name: str, method: str, measure: str) -> Row:

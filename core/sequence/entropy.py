@@ -161,7 +161,7 @@ def entropy_alarm(entropy: Sequence[float], reward: Sequence[float], window: int
     """What is wrong with the entropies of a training's last updates, in words; None if nothing is.
 
     Collapse: below 1e-3 nats while the mean rewards of the two halves of the last ``window`` updates differ by no more
-    than 1e-3 and twice the standard error of that difference. Explosion: three times what it was ``window`` updates ago.
+    than 1e-3 and twice the standard error of that difference. Explosion: three times that of ``window`` updates ago.
     """
     h, r = entropy[-window:], reward[-window:]
     if len(h) < window:

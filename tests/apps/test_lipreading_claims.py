@@ -326,7 +326,7 @@ def test_notes_tell_weights_at_the_edge_of_what_was_tried():
 
 
 def test_only_rewards_that_are_accuracies_share_the_axis_of_entropies():
-    seeds = {0: forks(0.2)[0].assign(entropy=("update", [0.2, 0.1])).assign_attrs(reward="dense")}
+    seeds = {0: forks(0.2)[0].assign(entropy=("update", np.linspace(0.2, 0.1, 12))).assign_attrs(reward="dense")}
     windowed = {0: seeds[0].assign_attrs(kernel=5, stride=2)}
     given = Evidence(["mini"], {}, {("mini", "to go"): seeds, ("mini", "PCPG"): windowed})
     assert with_entropy(given, "mini") == ["PCPG"]

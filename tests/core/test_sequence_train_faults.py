@@ -190,7 +190,7 @@ def test_a_policy_without_entropy_whose_reward_stands_still_is_warned_of() -> No
     with torch.no_grad():
         mine.head.bias[0] = 50.0
     objective = Objective(policy=GRPO(), estimator=GroupRelative())
-    with pytest.warns(UserWarning, match="entropy is .* reward stands still"):
+    with pytest.warns(UserWarning, match="entropy has collapsed .* reward stands still"):
         SequencePolicyOptimization(mine, Rollouts(Brackets(3, 2, 3), 4, 4), objective).train(22)
 
 

@@ -147,6 +147,7 @@ def with_entropy(evidence: Evidence, experiment: str) -> list[str]:
         if all(
             data.attrs.get("reward") == "dense"
             and "kernel" in data.attrs
+            and len(data["entropy"]) >= 10
             and bool(np.isfinite(data["entropy"].values).all())
             for data in evidence.forks[experiment, method].values()
         )
