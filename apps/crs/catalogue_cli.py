@@ -17,13 +17,11 @@ from apps.crs.verb_inputs import (
     check_new_folder,
     make_folder,
     open_catalogue,
-    open_device,
     source_of,
-    working,
 )
 from core.errors import InputError
 from core.seeds import stream
-from core.study.commands import Device, DeviceOption, SeedOption, Set
+from core.study.commands import Device, DeviceOption, SeedOption, Set, open_device, working
 from core.study.loading import from_options
 from simulators.crs import storage
 from simulators.crs.catalogue import SPLITS, Catalogue, no_pairs

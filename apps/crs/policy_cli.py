@@ -16,14 +16,12 @@ from apps.crs.verb_inputs import (
     RulesOption,
     make_folder,
     open_catalogue,
-    open_device,
     open_method,
     open_problem,
     source_of,
-    working,
 )
 from core.errors import InputError
-from core.study.commands import Device, DeviceOption, SeedOption, Set
+from core.study.commands import Device, DeviceOption, SeedOption, Set, open_device, working
 from core.study.terminal import print_rows
 
 if TYPE_CHECKING:

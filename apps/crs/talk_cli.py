@@ -23,14 +23,12 @@ from apps.crs.verb_inputs import (
     OverlapOption,
     RulesOption,
     open_catalogue,
-    open_device,
     open_method,
     open_problem,
     source_of,
-    working,
 )
 from core.errors import InputError
-from core.study.commands import Device, DeviceOption
+from core.study.commands import Device, DeviceOption, open_device, working
 
 CatalogueOption = Annotated[
     str | None,

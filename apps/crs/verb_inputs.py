@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from apps.crs.methods import AnyMethod
 from apps.crs.problem import GeneratedSource, Problem, StoredSource, check_rules
 from core.errors import InputError
-from core.rl import TrainingDiverged
-from core.study import StudyError
-from core.study.commands import Device
 from core.study.loading import from_options
-from core.study.runner import resolve_device
 from simulators.crs import Catalogue, Rules
 from simulators.crs.generated import PRESETS
 from simulators.crs.readers import read
@@ -118,39 +110,6 @@ def open_method(kind: str, overrides: Sequence[str] | None, verb: str) -> AnyMet
         raise InputError(f"{kind}: no such method; there are: {', '.join(METHODS)}")
     method: AnyMethod = from_options(METHODS[kind], {"name": kind}, f"{verb} {kind}", overrides or ())
     return method
-
-
-def open_device(device: Device) -> torch.device:
-    """Where to compute.
-
-    Raises:
-        InputError: a GPU was asked for and there is none.
-    """
-    return torch.device(resolve_device(device, torch.cuda.is_available()))
-
-
-@contextmanager
-def working(what: str, *, resumable: bool = False) -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr that is told the share done and a message.
-
-    Args:
-        what: is done.
-        resumable: whether the same command goes on after Ctrl-C, which is then said.
-
-    Raises:
-        StudyError: a training has diverged.
-    """
-    console = Console(stderr=True)
-    try:
-        with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(what, total=1.0)
-            yield lambda share, said: bar.update(task, completed=share, description=f"{what}: {said}")
-    except TrainingDiverged as error:
-        raise StudyError(f"{what}: {error}") from error
-    except KeyboardInterrupt:
-        if resumable:
-            print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise
 
 
 def check_new_folder(folder: Path, name: str, own: Collection[str] = ()) -> None:

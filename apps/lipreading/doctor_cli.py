@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from apps.lipreading.prepare_cli import CorpusName, CorpusOption, CropOption, LandmarksOption, working
+from apps.lipreading.prepare_cli import CorpusName, CorpusOption, CropOption, LandmarksOption
 from core.errors import InputError
-from core.study.commands import SeedOption
+from core.study.commands import SeedOption, working
 
 if TYPE_CHECKING:
     from apps.lipreading.doctor import Diagnosis, Report

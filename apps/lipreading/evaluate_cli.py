@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from apps.lipreading.verb_inputs import ModelArgument, SamplesOption, check_file, open_device, working
+from apps.lipreading.verb_inputs import ModelArgument, SamplesOption, check_file
 from core.errors import InputError
-from core.study.commands import Device, DeviceOption, SeedOption
+from core.study.commands import Device, DeviceOption, SeedOption, open_device, working
 from core.study.terminal import print_rows
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def _print_transcript(found: Transcript, abstention: Abstention | None, streamed
         print("note: not a sentence of the grammar; the clip may show what the model has never seen", file=sys.stderr)
     if streamed is not None:
         edits = streamed.record()["word_edits_to_whole"]
-        print("as it came in" + (f" ({edits} edits of words from what the whole clip says):" if edits else ":"))
+        print("as it came in" + (f" (word edits to the reading of the whole clip: {edits}):" if edits else ":"))
         for word in streamed.words:
             print(f"  {word.word}: after {word.frames} frames, {word.seconds:.2f} s")
         print(

@@ -23,7 +23,7 @@ SUPPORTED = (*OWN_CREDIT, "reinforce", "grpo", "clip_cov", "kl_cov", "entropy_bo
 class Method(Config):
     """One objective: supervised * L_CE + weight * L_policy."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(default="objective", min_length=1)
     """In tables and figures."""
     loss: AnyLoss | None = None
     """Over sampled transcripts; none is cross-entropy alone."""

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from core.study.commands import SeedOption
+from core.study.commands import SeedOption, working
 from core.study.loading import from_options
 
 if TYPE_CHECKING:
@@ -97,12 +93,8 @@ def prepare(
         print(f"note: {note}", file=sys.stderr)
     origin = {"corpus": layout, "split": split.value if layout == "grid" else "given", "seed": seed}
     origin |= {"licence": LICENCES[layout]}
-    try:
-        with working("prepare") as report:
-            done = prepare_pack(recordings, out, settings, origin=origin, workers=workers, report=report)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        raise
+    with working("prepare", resumable=True) as report:
+        done = prepare_pack(recordings, out, settings, origin=origin, workers=workers, report=report)
     _print(done, settings.quality)
 
 
@@ -119,12 +111,3 @@ def _print(done: Prepared, quality: int) -> None:
         print(f"warning: {len(done.notes):,} notes, {out:,} clips left out: {done.folder / NOTES}")
         print(f"warning: such as {done.notes[0].text}")
     print(done.folder)
-
-
-@contextmanager
-def working(what: str) -> Iterator[Callable[[float, str], None]]:
-    """A bar on stderr that is told the share done and a message."""
-    console = Console(stderr=True)
-    with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=1.0)
-        yield lambda share, said: bar.update(task, completed=share, description=f"{what}: {said}")

@@ -9,9 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from apps.lipreading.verb_inputs import open_device, working
 from core.errors import InputError
-from core.study.commands import Device, DeviceOption, SeedOption, Set
+from core.study.commands import Device, DeviceOption, SeedOption, Set, open_device, working
 
 CONFIG, CHECKPOINT, CALIBRATION = "config.json", "checkpoint", "calibration.json"
 

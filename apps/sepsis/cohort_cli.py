@@ -14,16 +14,9 @@ from apps.sepsis.settings import (
     MechanisticPatients,
     TabularPatients,
 )
-from apps.sepsis.verb_inputs import (
-    COHORT,
-    CohortArgument,
-    OutOption,
-    finish,
-    open_cohort,
-    open_device,
-)
+from apps.sepsis.verb_inputs import COHORT, CohortArgument, OutOption, finish, open_cohort
 from core.errors import InputError, require
-from core.study.commands import Device, DeviceOption, SeedOption, Set
+from core.study.commands import Device, DeviceOption, SeedOption, Set, open_device
 from core.study.loading import from_options
 from simulators.sepsis.cohort import FRACTIONS
 

@@ -19,12 +19,11 @@ from apps.sepsis.verb_inputs import (
     finish,
     identity,
     open_cohort,
-    open_device,
     open_judge,
     redacted,
 )
 from core.errors import InputError
-from core.study.commands import Device, DeviceOption, SeedOption, Set
+from core.study.commands import Device, DeviceOption, SeedOption, Set, open_device
 from core.study.loading import from_options
 
 if TYPE_CHECKING:

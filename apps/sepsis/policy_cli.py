@@ -25,13 +25,12 @@ from apps.sepsis.verb_inputs import (
     finish,
     identity,
     open_cohort,
-    open_device,
     open_judge,
     open_policy,
     redacted,
 )
 from core.errors import InputError, require
-from core.study.commands import Device, DeviceOption, SeedOption, Set
+from core.study.commands import Device, DeviceOption, SeedOption, Set, open_device
 from core.study.loading import from_options
 from core.study.terminal import print_rows
 

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from core.errors import InputError
-from core.study.commands import Device
-from core.study.runner import resolve_device
 from core.study.terminal import print_rows
 from simulators.sepsis.cohort import Cohort
 from simulators.sepsis.features import STATE
@@ -53,17 +51,6 @@ def open_cohort(path: Path) -> Cohort:
     if path.is_dir() and not (path / COHORT).is_file():
         raise InputError(f"{path}: holds no {COHORT}; szilard sepsis simulate and ingest write one")
     return Cohort.load(path / COHORT if path.is_dir() else path)
-
-
-def open_device(device: Device) -> torch.device:
-    """Where to compute.
-
-    Raises:
-        InputError: a GPU was asked for and there is none.
-    """
-    import torch
-
-    return torch.device(resolve_device(device, torch.cuda.is_available()))
 
 
 def open_judge(folder: Path, cohort: Cohort, verb: str, *, whole: bool = False) -> Judge | JudgeEnsemble:

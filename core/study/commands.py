@@ -1,13 +1,21 @@
-"""The verbs that every application has: ``run`` and ``report``."""
+"""The verbs that every application has, ``run`` and ``report``, and what its own verbs share."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from rich.console import Console
+from rich.progress import Progress
 
 from core.configs import configs
 from core.errors import InputError
+from core.study.analysis import StudyError
+from core.study.runner import resolve_device
 from core.study.store import Store
 from core.study.study import Study
 from core.study.terminal import print_summary
@@ -34,6 +42,41 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one value of the config; may be repeated."),
 ]
+
+
+def open_device(device: Device) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        InputError: a GPU was asked for and there is none.
+    """
+    return torch.device(resolve_device(device, torch.cuda.is_available()))
+
+
+@contextmanager
+def working(what: str, *, resumable: bool = False) -> Iterator[Callable[[float, str], None]]:
+    """A bar on stderr that is told the share done and a message.
+
+    Args:
+        what: is done.
+        resumable: whether the same command goes on after Ctrl-C, which is then said.
+
+    Raises:
+        StudyError: a training has diverged.
+    """
+    from core.rl import TrainingDiverged
+
+    console = Console(stderr=True)
+    try:
+        with Progress(transient=True, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(what, total=1.0)
+            yield lambda share, said: bar.update(task, completed=share, description=f"{what}: {said}")
+    except TrainingDiverged as error:
+        raise StudyError(f"{what}: {error}") from error
+    except KeyboardInterrupt:
+        if resumable:
+            print("interrupted; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 def add_study_commands(app: typer.Typer, study: type[Study]) -> None:

@@ -321,7 +321,7 @@ def write_pack(folder, sentences):
 def test_clips_that_the_model_cannot_take_fail_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = load(tmp_path, *ALONE, "experiments.0.reader.model.inputs=13", "seeds=[0]")
-    with pytest.raises(StudyError, match="model.inputs: 13; the source gives 12 features"):
+    with pytest.raises(StudyError, match=r"model\.inputs: 13; the source gives 12 features"):
         run(study, tmp_path / "out")
 
 
