@@ -19,7 +19,6 @@ cer, wer: 1 less the error rate of characters or words; exact: 1 for the referen
 Without labels, from the transcripts of a clip alone: share of them that say the same, voting: 1 for the most frequent,
 random: 0 or 1, which tells nothing.
 """
-PER_SYMBOL = ("dense", "hit")
 UNLABELLED = ("share", "voting", "random")
 
 

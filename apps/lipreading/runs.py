@@ -191,12 +191,10 @@ def confidence(
     """``(utterance, symbol)`` probability of each greedy symbol; 0 after the end, NaN where the model gives none."""
     found = []
     for (_, greedy, _), seen in zip(parts, corpus.batches(split), strict=True):
-        by_symbol = model.settings.name != "stcnn"
-        lp = (
-            model.score(greedy.with_(context=seen.clips)).log_prob
-            if by_symbol
-            else torch.full_like(greedy.tokens, torch.nan, dtype=torch.float32)
-        )
+        if model.ctc:
+            lp = torch.full_like(greedy.tokens, torch.nan, dtype=torch.float32)
+        else:
+            lp = model.score(greedy.with_(context=seen.clips)).log_prob
         probability = torch.where(greedy.mask, lp.exp(), 0.0)
         found.append(torch.nn.functional.pad(probability, (0, width - probability.shape[1])).cpu())
     return torch.cat(found).numpy()
@@ -204,7 +202,7 @@ def confidence(
 
 def attention(model: LipReader, corpus: Corpus, split: Split) -> xr.Dataset:
     """Where the decoder looked ``(example, written, step)`` while it wrote the first clips, and when words begin."""
-    if not hasattr(model, "attention"):
+    if model.ctc:
         return xr.Dataset()
     seen = next(corpus.batches(split, SHOWN))
     greedy = model.sample(seen.clips, 1, corpus.max_length + 4, 0.0)

@@ -216,7 +216,7 @@ def trainer(
         raise InputError(
             f"method {method.name}: acts on single symbols, and {model.settings.name} scores whole transcripts"
         )
-    supervised = CTC(blank=alphabet.PAD, eos=alphabet.EOS) if model.settings.name == "stcnn" else CrossEntropy()
+    supervised = CTC(blank=alphabet.PAD, eos=alphabet.EOS) if model.ctc else CrossEntropy()
     policy = method.loss
     source: Source = Supervised(task, settings.batch)
     if policy is not None:

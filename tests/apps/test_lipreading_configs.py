@@ -5,8 +5,11 @@ import json
 import pytest
 import torch
 
-from apps.lipreading.models import FastSettings, PaperSettings, StcnnSettings
+from apps.lipreading.figures.confusion import reliability_of
+from apps.lipreading.models import FastSettings, PaperSettings, StcnnSettings, build
 from apps.lipreading.reader import CURVE, MODEL, fresh_model, make_reader, open_reader
+from apps.lipreading.runs import TEMPERATURES, attention, tempered, transcripts
+from apps.lipreading.sources import SimulatedSource
 from apps.lipreading.study import LipReadingStudy
 from core.configs import configs
 from core.rl.checkpoint import read_tensors
@@ -162,3 +165,17 @@ def test_a_published_setting_starts_on_small_simulated_frames(tmp_path, name, wh
 @pytest.mark.parametrize(("name", "which"), PAPER)
 def test_a_published_setting_starts_at_its_full_shapes(tmp_path, name, which):
     check(started(name, which, *SHAPES[name]), which, tmp_path)
+
+
+def test_a_ctc_reader_is_read_without_attention_or_probabilities_of_symbols():
+    source = SimulatedSource(
+        mode="frames", height=24, width=32, clips=4, validation_clips=2, test_clips=3, speakers=1, test_speakers=1
+    )
+    model = build(StcnnSettings(height=24, width=32, filters=(2, 2, 2), hidden=4)).eval()
+    corpus = source.open()
+    found = transcripts(model, corpus, "test", seed=0)
+    assert found.sizes["utterance"] == 3
+    assert bool(found["confidence"].isnull().any(dim="symbol").all())
+    assert not attention(model, corpus, "test").data_vars
+    assert tempered(model, corpus, "test")["tempered_edits"].shape == (len(TEMPERATURES), 3)
+    assert reliability_of(found) is None
