@@ -35,12 +35,14 @@ def simulate(
     Example: szilard lipreading simulate --out runs/clips --clips 200 --mode frames
     """
     from apps.lipreading.grammars import GRAMMARS
+    from apps.lipreading.simulation import CLIPS, write_clips
     from apps.lipreading.simulation import simulate as talk
-    from apps.lipreading.simulation import write_clips
     from simulators.lips.talking_mouth import TalkingMouth
 
     if grammar not in GRAMMARS:
         raise InputError(f"--grammar {grammar}: must be one of {', '.join(GRAMMARS)}")
+    if (out / CLIPS).exists():
+        raise InputError(f"--out {out}: holds a {CLIPS} already, and clips are never written over others")
     mouth = TalkingMouth(
         mode=mode,  # type: ignore[arg-type]
         grammar=GRAMMARS[grammar],

@@ -97,7 +97,7 @@ class TrainingSettings(Config):
     updates: int = Field(default=1500, ge=1)
     """Batches of clips; an optimiser step each, or one for each of a method's minibatches."""
     batch: int = Field(default=64, ge=1)
-    """Clips of an update."""
+    """Clips of an update; all of them where there are fewer."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Transcripts that pass through the model at once; the gradient is the same, the memory less."""
     learning_rate: Rates = Cosine()

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, Self
 
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch import Tensor
@@ -51,6 +53,12 @@ class DeviceAlgorithm(BaseAlgorithm):
                 "running statistics would be missing from the saved weights)"
             )
         return wrapped
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if not (self._custom_logger or self.verbose or self.tensorboard_log):
+            # SB3 would make a folder in the temporary directory for each learner, though nothing is written to it.
+            self.set_logger(Logger(folder=None, output_formats=[]))
+        return super()._setup_learn(*args, **kwargs)
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False

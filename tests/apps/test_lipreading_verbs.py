@@ -105,6 +105,9 @@ def test_what_cannot_be_simulated_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="file"):
         call("simulate", "--out", tmp_path / "file", "--clips", 1)
+    call("simulate", "--out", tmp_path / "clips", "--clips", 1)
+    with pytest.raises(InputError, match=r"--out .*: holds a clips\.nc already"):
+        call("simulate", "--out", tmp_path / "clips", "--clips", 1, "--seed", 1)
 
 
 def test_a_file_with_a_number_that_is_not_finite_is_refused(tmp_path):

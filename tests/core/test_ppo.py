@@ -1,3 +1,5 @@
+import tempfile
+
 import numpy as np
 import pytest
 import stable_baselines3
@@ -217,6 +219,14 @@ def test_a_callback_stops_the_training():
     learner.learn(10**6, callback=StopTrainingOnMaxEpisodes(3))
     # Three episodes a copy on average, and none is longer than five steps.
     assert 0 < learner.num_timesteps <= 3 * 5 * 64
+
+
+def test_a_quiet_training_leaves_nothing_in_the_temporary_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    build(PPO, Corridor(), 4).learn(128)
+    assert not list(tmp_path.iterdir())
+    build(PPO, Corridor(), 4, verbose=1).learn(128)
+    assert [path.name[:4] for path in tmp_path.iterdir()] == ["SB3-"]
 
 
 def test_is_success_reaches_the_statistics():
