@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
-from apps.crs.evidence import Evidence, Undecided
+from apps.crs.evidence import Evidence
 from core.stats import Interval
-from core.study import Claim, Config, adjusted
+from core.study import Claim, Config, Undecided, Verdict, decide_claims
 
 FEWER = -0.4
 """Turns that a trained policy must save."""
@@ -47,30 +47,12 @@ class Roles(Config):
     """What the belief DQN is held against."""
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    holds: bool
-    reason: str
-    interval: Interval
-    test: str
-
-
 def decide(evidence: Evidence, roles: Roles, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]:
     """Decide the claims on the first problem."""
-    claims = []
-    for name in ids:
-        statement, decision = _DECISIONS[name]
-        try:
-            found = decision(evidence, roles)
-        except Undecided as missing:
-            claims.append(Claim(name, statement, None, str(missing)))
-            continue
-        i = found.interval
-        claims.append(Claim(name, statement, found.holds, found.reason, i.mean, i.low, i.high, i.n, i.p, found.test))
-    return adjusted(claims)
+    return decide_claims(_DECISIONS, ids, evidence, roles)
 
 
-def _fewer_turns(evidence: Evidence, roles: Roles) -> _Verdict:
+def _fewer_turns(evidence: Evidence, roles: Roles) -> Verdict:
     problem = evidence.problems[0]
     found = evidence.difference(problem, roles.dqn, roles.max_entropy, "AT")
     succeeds = _as_often(evidence, roles)
@@ -79,10 +61,10 @@ def _fewer_turns(evidence: Evidence, roles: Roles) -> _Verdict:
         f"{_beside(evidence, roles, 'AT')}; success as often: {'yes' if succeeds.holds else 'no'}"
     )
     test = f"{TEST}: mean at most {FEWER:g}, upper end below 0, and dqn_succeeds_as_often holds"
-    return _Verdict(found.mean <= FEWER and found.high < 0 and succeeds.holds, reason, found, test)
+    return Verdict(found.mean <= FEWER and found.high < 0 and succeeds.holds, reason, found, test)
 
 
-def _as_often(evidence: Evidence, roles: Roles) -> _Verdict:
+def _as_often(evidence: Evidence, roles: Roles) -> Verdict:
     problem = evidence.problems[0]
     success = evidence.success(problem)
     found = evidence.difference(problem, roles.dqn, roles.max_entropy, success)
@@ -91,7 +73,7 @@ def _as_often(evidence: Evidence, roles: Roles) -> _Verdict:
         f"{_beside(evidence, roles, success)}"
     )
     test = f"{TEST}: lower end above -{SUCCESS_MARGIN:g}"
-    return _Verdict(found.low > -SUCCESS_MARGIN, reason, replace(found, p=None), test)
+    return Verdict(found.low > -SUCCESS_MARGIN, reason, replace(found, p=None), test)
 
 
 def _beside(evidence: Evidence, roles: Roles, measure: str) -> str:
@@ -106,7 +88,7 @@ def _beside(evidence: Evidence, roles: Roles, measure: str) -> str:
     return told
 
 
-def _reaches(one: str, other: str, evidence: Evidence) -> _Verdict:
+def _reaches(one: str, other: str, evidence: Evidence) -> Verdict:
     """Turns no more and success no less, within the margins; the difference nearer to its margin is shown."""
     problem = evidence.problems[0]
     success = evidence.success(problem)
@@ -119,18 +101,18 @@ def _reaches(one: str, other: str, evidence: Evidence) -> _Verdict:
     test = (
         f"{TEST}: AT upper end below {TURNS_MARGIN:g} and {success} lower end above -{SUCCESS_MARGIN:g}; shown: {what}"
     )
-    return _Verdict(holds, reason, replace(shown, p=None), test)
+    return Verdict(holds, reason, replace(shown, p=None), test)
 
 
-def _unicorn(evidence: Evidence, roles: Roles) -> _Verdict:
+def _unicorn(evidence: Evidence, roles: Roles) -> Verdict:
     return _reaches(roles.unicorn, roles.max_entropy, evidence)
 
 
-def _belief(evidence: Evidence, roles: Roles) -> _Verdict:
+def _belief(evidence: Evidence, roles: Roles) -> Verdict:
     return _reaches(roles.belief, roles.active_inference, evidence)
 
 
-def _equals_pymdp(evidence: Evidence, roles: Roles) -> _Verdict:
+def _equals_pymdp(evidence: Evidence, roles: Roles) -> Verdict:
     if evidence.gap is None:
         raise Undecided("the study does not compare them (agreement)")
     gap = evidence.gap["gap"].values
@@ -139,7 +121,7 @@ def _equals_pymdp(evidence: Evidence, roles: Roles) -> _Verdict:
     most = float(gap.max())
     interval = Interval(most, 0.0, most, len(gap))
     test = f"largest absolute difference at most {AGREEMENT:g} nats"
-    return _Verdict(most <= AGREEMENT, f"largest difference {most:.2g} nats in {len(gap)} numbers", interval, test)
+    return Verdict(most <= AGREEMENT, f"largest difference {most:.2g} nats in {len(gap)} numbers", interval, test)
 
 
 def _mean(evidence: Evidence, method: str, measure: str) -> str:
@@ -150,7 +132,7 @@ def _number(i: Interval) -> str:
     return f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]"
 
 
-_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence, Roles], _Verdict]]] = {
+_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence, Roles], Verdict]]] = {
     "dqn_asks_fewer_turns_than_max_entropy": (
         f"The trained compact DQN needs at least {-FEWER:g} turns fewer than asking by maximum entropy, at no loss of "
         "success",

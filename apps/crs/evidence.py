@@ -11,13 +11,10 @@ from numpy.typing import NDArray
 
 from apps.crs.metrics import measures
 from core.stats import Interval, clustered_difference
+from core.study import Undecided
 
 Numbers = NDArray[np.float64]
 Played = Mapping[tuple[str, str], Mapping[int, xr.Dataset]]
-
-
-class Undecided(Exception):
-    """The results do not hold what a question needs; the message says what."""
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from scipy import stats
 
-from apps.lipreading.evidence import Evidence, Undecided, rate, tempered_rates
+from apps.lipreading.evidence import Evidence, rate, tempered_rates
 from apps.lipreading.gradients import jackknife, standard_error
 from apps.lipreading.metrics import Errors, corpus_rate
 from core.stats import Interval, clustered_difference, t_interval
-from core.study import Claim, Config, adjusted
+from core.study import Claim, Config, Undecided, Verdict, decide_claims
 
 LEAST_COSINE = 0.8
 """Of the true gradients of PCPG and of the reference."""
@@ -58,30 +58,12 @@ class Roles(Config):
     """The experiment on recordings."""
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    holds: bool
-    reason: str
-    interval: Interval
-    test: str
-
-
 def decide(evidence: Evidence, roles: Roles, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]:
     """Decide the claims."""
-    claims = []
-    for name in ids:
-        statement, decision = _DECISIONS[name]
-        try:
-            found = decision(evidence, roles)
-        except Undecided as missing:
-            claims.append(Claim(name, statement, None, str(missing)))
-            continue
-        i = found.interval
-        claims.append(Claim(name, statement, found.holds, found.reason, i.mean, i.low, i.high, i.n, i.p, found.test))
-    return adjusted(claims)
+    return decide_claims(_DECISIONS, ids, evidence, roles)
 
 
-def _signal(evidence: Evidence, roles: Roles) -> _Verdict:
+def _signal(evidence: Evidence, roles: Roles) -> Verdict:
     if roles.fork not in evidence.gradients:
         raise Undecided(evidence.absent.get(roles.fork, f"the study has no gradients of {roles.fork}"))
     data = evidence.gradients[roles.fork]
@@ -113,10 +95,10 @@ def _signal(evidence: Evidence, roles: Roles) -> _Verdict:
         f"log of the ratio, 95 % jackknife interval over repeats: lower end above log 2 = {math.log(2):.3f}, cosine at "
         f"least {LEAST_COSINE:g}, cosine of one repeat above REINFORCE's"
     )
-    return _Verdict(holds, reason, interval, test)
+    return Verdict(holds, reason, interval, test)
 
 
-def _beats(evidence: Evidence, roles: Roles, measure: str) -> _Verdict:
+def _beats(evidence: Evidence, roles: Roles, measure: str) -> Verdict:
     one, other = roles.pcpg, roles.reinforce
     found = _one_sided(evidence.difference(roles.fork, one, other, measure, ONE_SIDED))
     reason = (
@@ -125,7 +107,7 @@ def _beats(evidence: Evidence, roles: Roles, measure: str) -> _Verdict:
         f"{_at_equal_weight(evidence, roles, measure)}"
     )
     test = "paired by seed, one-sided 95 % t interval: upper end below 0; the lower end is the other one-sided one"
-    return _Verdict(found.high < 0, reason, found, test)
+    return Verdict(found.high < 0, reason, found, test)
 
 
 def _at_equal_weight(evidence: Evidence, roles: Roles, measure: str) -> str:
@@ -138,7 +120,7 @@ def _at_equal_weight(evidence: Evidence, roles: Roles, measure: str) -> str:
     return ""
 
 
-def _group(evidence: Evidence, roles: Roles) -> _Verdict:
+def _group(evidence: Evidence, roles: Roles) -> Verdict:
     one, other = roles.group, roles.cross_entropy
     base = float(np.mean(list(evidence.values(roles.fork, other, "CER sampled").values())))
     if base == 0:
@@ -156,7 +138,7 @@ def _group(evidence: Evidence, roles: Roles) -> _Verdict:
         f"difference over the mean of cross-entropy, paired by seed, one-sided 95 % t interval: upper end below "
         f"-{SMALLEST_GAIN:g}, and greedy difference at most {GREEDY_LOSS:g}; p: of the margin"
     )
-    return _Verdict(found.high < -SMALLEST_GAIN and greedy.mean <= GREEDY_LOSS, reason, found, test)
+    return Verdict(found.high < -SMALLEST_GAIN and greedy.mean <= GREEDY_LOSS, reason, found, test)
 
 
 def _over_speakers(evidence: Evidence, roles: Roles, base: float) -> str:
@@ -181,7 +163,7 @@ def _without_training(evidence: Evidence, roles: Roles) -> str:
     return told
 
 
-def _grid(evidence: Evidence, roles: Roles) -> _Verdict:
+def _grid(evidence: Evidence, roles: Roles) -> Verdict:
     if roles.corpus not in evidence.readings:
         raise Undecided(evidence.absent.get(roles.corpus, f"the study has no experiment {roles.corpus}"))
     data = evidence.readings[roles.corpus]
@@ -192,7 +174,7 @@ def _grid(evidence: Evidence, roles: Roles) -> _Verdict:
     moved = replace(found, mean=found.mean - QUARTER, low=found.low - QUARTER, high=found.high - QUARTER)
     reason = f"CER {_number(found)} in {found.n} sentences of a speaker seen in training, WER {rate(data, 'WER'):.3f}"
     test = f"CER less {QUARTER:g}, 95 % bootstrap interval over sentences: upper end below 0"
-    return _Verdict(moved.high < 0, reason, moved, test)
+    return Verdict(moved.high < 0, reason, moved, test)
 
 
 def _one_sided(i: Interval) -> Interval:
@@ -213,7 +195,7 @@ def _number(i: Interval) -> str:
     return f"{i.mean:.4f} [{i.low:.4f}, {i.high:.4f}]"
 
 
-_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence, Roles], _Verdict]]] = {
+_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence, Roles], Verdict]]] = {
     "pcpg_gradient_snr_at_least_double": (
         f"The gradient of PCPG has at least twice the signal-to-noise ratio of REINFORCE's, at a cosine of at least "
         f"{LEAST_COSINE:g} with that of RLOO",

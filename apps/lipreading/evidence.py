@@ -10,14 +10,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from core.stats import Interval, t_interval
+from core.study import Undecided
 
 Array = NDArray[np.float64]
 MEASURES = {"CER": "greedy", "CER sampled": "sampled", "WER": "greedy", "exact": "greedy", "WER sampled": "sampled"}
 """Error rates of a set of clips, and of which transcripts."""
-
-
-class Undecided(Exception):
-    """The results do not hold what a question needs; the message says what."""
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import torch
 import xarray as xr
 
 from apps.lipreading.evaluation import Reading, rates, slot_rates
-from apps.lipreading.evidence import MEASURES, Evidence, Undecided
+from apps.lipreading.evidence import MEASURES, Evidence
 from apps.lipreading.gradients import Signal, jackknife, standard_error
 from apps.lipreading.grammars import GRAMMARS
 from apps.lipreading.metrics import Errors, corpus_rate, texts
 from core.sequence.batch import TokenBatch
-from core.study import Row
+from core.study import Row, Undecided
 from simulators.lips import alphabet
 
 START = "the reader"

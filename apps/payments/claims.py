@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,7 +21,7 @@ from apps.payments.runs import online_value
 from apps.payments.scenario import Arm
 from apps.payments.series import lag_one_autocorrelation, order_test, swing
 from core.stats import Interval, paired_t_test, t_interval
-from core.study import Claim, adjusted
+from core.study import Claim, Undecided, Verdict, decide_claims
 
 OSCILLATION_P = 0.01
 
@@ -38,10 +38,6 @@ CLAIMS: tuple[ClaimId, ...] = get_args(ClaimId)[:5]
 """Those of the study of exploration and memory; the others belong to studies of their own."""
 
 Numbers = NDArray[np.float64]
-
-
-class Undecided(Exception):
-    """The study does not contain what a claim compares."""
 
 
 def _defined(found: Numbers, what: str) -> Numbers:
@@ -106,28 +102,14 @@ class Evidence:
 
 def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]:
     """Decide the claims; p-values are adjusted over the family by Holm's method."""
-    claims = []
-    for name in ids:
-        statement, decision = _DECISIONS[name]
-        try:
-            found = decision(evidence)
-        except Undecided as missing:
-            claims.append(Claim(name, statement, None, str(missing)))
-            continue
-        i, scale = found.interval, found.scale
-        test = f"95 % Student interval over worlds of {found.test}; p two-sided against 0, Holm"
-        low, high = scale * i.low, scale * i.high
-        claims.append(Claim(name, statement, found.holds, found.reason, scale * i.mean, low, high, i.n, i.p, test))
-    return adjusted(claims)
+    return decide_claims(_DECISIONS, ids, evidence)
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    holds: bool
-    reason: str
-    interval: Interval
-    scale: float = BPS
-    test: str = "paired differences, lower end above 0"
+def _verdict(
+    holds: bool, reason: str, of: Interval, test: str = "paired differences, lower end above 0", scale: float = BPS
+) -> Verdict:
+    shown = replace(of, mean=scale * of.mean, low=scale * of.low, high=scale * of.high)
+    return Verdict(holds, reason, shown, f"95 % Student interval over worlds of {test}; p two-sided against 0, Holm")
 
 
 def _bps(i: Interval) -> str:
@@ -140,21 +122,21 @@ def _ahead(evidence: Evidence, arm: str, rival: str) -> tuple[Interval, str]:
     return gain, f"{_bps(gain)}, ahead in {int((ours > theirs).sum())} of {gain.n} worlds"
 
 
-def _beats_slice(evidence: Evidence) -> _Verdict:
+def _beats_slice(evidence: Evidence) -> Verdict:
     gain, told = _ahead(evidence, evidence.arm("igw", 1, tuned=True), evidence.arm("epsilon_slice", tuned=True))
-    return _Verdict(gain.low > 0, told, gain)
+    return _verdict(gain.low > 0, told, gain)
 
 
-def _beats_epsilon(evidence: Evidence) -> _Verdict:
+def _beats_epsilon(evidence: Evidence) -> Verdict:
     gain, told = _ahead(evidence, evidence.arm("igw", 1, tuned=True), evidence.arm("epsilon", 1, tuned=True))
     reason = f"window 1: {told}"
     with suppress(Undecided):
         longer = _ahead(evidence, evidence.arm("igw", 3, tuned=True), evidence.arm("epsilon", 3, tuned=True))
         reason += f"; window 3: {longer[1]}"
-    return _Verdict(gain.low > 0, reason, gain)
+    return _verdict(gain.low > 0, reason, gain)
 
 
-def _degrades(evidence: Evidence) -> _Verdict:
+def _degrades(evidence: Evidence) -> Verdict:
     igw, uniform = evidence.arm("igw", 1), evidence.arm("uniform")
     loss = paired_t_test(evidence.degradation(igw), evidence.degradation(uniform))
     approvals, auc = (evidence.found[igw][name].mean("world").values for name in ("approvals", "auc"))
@@ -162,10 +144,10 @@ def _degrades(evidence: Evidence) -> _Verdict:
         f"{_bps(loss)}; from generation 0 to 1 the approvals in the log go from {approvals[0]:.3f} to "
         f"{approvals[1]:.3f} and the AUC of the model trained on it from {auc[0]:.3f} to {auc[1]:.3f}"
     )
-    return _Verdict(loss.low > 0, reason, loss)
+    return _verdict(loss.low > 0, reason, loss)
 
 
-def _oscillates(evidence: Evidence) -> _Verdict:
+def _oscillates(evidence: Evidence) -> Verdict:
     igw, uniform = evidence.arm("igw", 1), evidence.arm("uniform")
     own, null = evidence.oscillation(igw), evidence.oscillation(uniform)
     gap = paired_t_test(own, null)
@@ -175,10 +157,10 @@ def _oscillates(evidence: Evidence) -> _Verdict:
         f"order permuted within worlds: p = {p:.4f}"
     )
     test = f"paired differences, upper end below 0, and permutation p < {OSCILLATION_P}"
-    return _Verdict(gap.high < 0 and p < OSCILLATION_P, reason, gap, 1.0, test)
+    return _verdict(gap.high < 0 and p < OSCILLATION_P, reason, gap, test, 1.0)
 
 
-def _removed(evidence: Evidence) -> _Verdict:
+def _removed(evidence: Evidence) -> Verdict:
     short, long = evidence.arm("igw", 1), evidence.arm("igw", 3)
     rise = paired_t_test(evidence.oscillation(long), evidence.oscillation(short))
     swings = evidence.value_swing(short), evidence.value_swing(long)
@@ -189,15 +171,15 @@ def _removed(evidence: Evidence) -> _Verdict:
         f"{BPS * swings[0].mean():.0f} bps, then by {BPS * swings[1].mean():.0f}: {_bps(calm)} less; it rises by {told}"
     )
     test = "paired differences, lower ends of autocorrelation and swing above 0"
-    return _Verdict(rise.low > 0 and calm.low > 0, reason, rise, 1.0, test)
+    return _verdict(rise.low > 0 and calm.low > 0, reason, rise, test, 1.0)
 
 
-def _grouping(evidence: Evidence) -> _Verdict:
+def _grouping(evidence: Evidence) -> Verdict:
     gain, told = _ahead(evidence, evidence.arm("grouped_igw", tuned=True), evidence.arm("igw", tuned=True))
-    return _Verdict(gain.low > 0, told, gain)
+    return _verdict(gain.low > 0, told, gain)
 
 
-def _narrow_logs(evidence: Evidence) -> _Verdict:
+def _narrow_logs(evidence: Evidence) -> Verdict:
     def series(name: str) -> Numbers:
         found = [data[name].transpose("world", "generation").values for data in evidence.found.values()]
         # Generation 0 is the same log in every arm: it would be counted as often as there are arms.
@@ -208,10 +190,10 @@ def _narrow_logs(evidence: Evidence) -> _Verdict:
     ranks = np.array([spearmanr(a, b).statistic for a, b in zip(entropy, error, strict=True)])
     found = t_interval(_defined(ranks, "a world"))
     reason = f"rank correlation {found.mean:.2f} [{found.low:.2f}, {found.high:.2f}] over the logs of a world"
-    return _Verdict(found.high < 0, reason, found, 1.0, "rank correlations, upper end below 0")
+    return _verdict(found.high < 0, reason, found, "rank correlations, upper end below 0", 1.0)
 
 
-_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], _Verdict]]] = {
+_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], Verdict]]] = {
     "igw_beats_uniform_exploration": (
         "Tuned IGW earns a higher online value than a tuned slice of uniform exploration (window 1; bps)",
         _beats_slice,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, get_args
 
-from apps.sepsis.evidence import Evidence, Numbers, Parts, Undecided, difference, interval, preference_difference
+from apps.sepsis.evidence import Evidence, Numbers, Parts, difference, interval, preference_difference
 from core.stats import Interval
-from core.study import Claim, adjusted
+from core.study import Claim, Undecided, Verdict, decide_claims
 
 PLAIN, CONSERVATIVE = "plain", "conservative"
 DEBATE, STATE, BASELINE = "debate 0.5", "state 0.5", "lambda 0"
@@ -23,6 +23,7 @@ LOSS = 0.03
 STATE_SURVIVAL, STATE_PREFERENCE = 0.05, 0.10
 """What the state-based reward may gain and still count as no better."""
 TEST = "95 % bootstrap interval over seeds, then patients"
+ABOVE = f"{TEST}; lower end above 0"
 
 ClaimId = Literal[
     "debate_policy_preferred",
@@ -34,32 +35,12 @@ ClaimId = Literal[
 CLAIMS: tuple[ClaimId, ...] = get_args(ClaimId)
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    holds: bool
-    reason: str
-    interval: Interval
-    test: str
-
-
 def decide(evidence: Evidence, ids: tuple[ClaimId, ...] = CLAIMS) -> list[Claim]:
     """Decide the claims; p-values of those against 0 are adjusted over the family by Holm's method."""
-    claims = []
-    for name in ids:
-        statement, decision = _DECISIONS[name]
-        try:
-            found = decision(evidence)
-        except Undecided as missing:
-            claims.append(Claim(name, statement, None, str(missing)))
-            continue
-        i = found.interval
-        claims.append(
-            Claim(name, statement, found.holds, found.reason, i.mean, i.low, i.high, i.n, i.p, f"{TEST}; {found.test}")
-        )
-    return adjusted(claims)
+    return decide_claims(_DECISIONS, ids, evidence)
 
 
-def _preferred(evidence: Evidence) -> _Verdict:
+def _preferred(evidence: Evidence) -> Verdict:
     won, differing = evidence.preference(PLAIN, DEBATE)
     own = interval((won, differing))
     cloned = interval(evidence.preference_of(PLAIN, "clinician"))
@@ -70,11 +51,11 @@ def _preferred(evidence: Evidence) -> _Verdict:
     imitated = preference_difference((won, differing), evidence.preference_of(PLAIN, "clinician"))
     reason += f"; less the cloned clinician {_number(imitated)}"
     ahead = interval(([w - 0.5 * d for w, d in zip(won, differing, strict=True)], differing))
-    test = "share less 0.5: lower end above 0, and the cloned clinician's share below the policy's"
-    return _Verdict(ahead.low > 0 and cloned.mean < own.mean, reason, ahead, test)
+    test = f"{TEST}; share less 0.5: lower end above 0, and the cloned clinician's share below the policy's"
+    return Verdict(ahead.low > 0 and cloned.mean < own.mean, reason, ahead, test)
 
 
-def _survives(evidence: Evidence) -> _Verdict:
+def _survives(evidence: Evidence) -> Verdict:
     own, base = evidence.survival(PLAIN, DEBATE), evidence.survival(PLAIN, BASELINE)
     found = difference(own, base)
     try:
@@ -84,10 +65,10 @@ def _survives(evidence: Evidence) -> _Verdict:
     reason = f"by seed {_means(own)} against {_means(base)}" + (f"; conservative learner: {beside}" if beside else "")
     with suppress(Undecided):
         reason += f"; less the physician's {_number(difference(own, evidence.physician()))}"
-    return _Verdict(found.low > -LOSS, reason, replace(found, p=None), f"lower end above -{LOSS:g}")
+    return Verdict(found.low > -LOSS, reason, replace(found, p=None), f"{TEST}; lower end above -{LOSS:g}")
 
 
-def _state_no_better(evidence: Evidence) -> _Verdict:
+def _state_no_better(evidence: Evidence) -> Verdict:
     lived = difference(evidence.survival(PLAIN, STATE), evidence.survival(PLAIN, DEBATE))
     full = [evidence.preference(PLAIN, arm, "by_full_judge") for arm in (STATE, DEBATE)]
     liked = preference_difference(full[0], full[1])
@@ -95,11 +76,13 @@ def _state_no_better(evidence: Evidence) -> _Verdict:
     slack = STATE_SURVIVAL - lived.high, STATE_PREFERENCE - liked.high
     # Of the two comparisons the one nearer to its margin is shown.
     shown, what = (lived, "survival") if slack[0] <= slack[1] else (liked, "preference")
-    test = f"upper ends below {STATE_SURVIVAL:g} (survival) and {STATE_PREFERENCE:g} (preference); shown: {what}"
-    return _Verdict(min(slack) > 0, reason, replace(shown, p=None), test)
+    test = (
+        f"{TEST}; upper ends below {STATE_SURVIVAL:g} (survival) and {STATE_PREFERENCE:g} (preference); shown: {what}"
+    )
+    return Verdict(min(slack) > 0, reason, replace(shown, p=None), test)
 
 
-def _resists(evidence: Evidence) -> _Verdict:
+def _resists(evidence: Evidence) -> Verdict:
     turns, upfront = evidence.correct("lookahead", "itself"), evidence.correct("precommit_first_order", "refuted")
     gap = interval(evidence.by_patient([a - b for a, b in zip(turns, upfront, strict=True)]))
     held, refuted = (_share(interval(evidence.by_patient(x))) for x in (turns, upfront))
@@ -107,16 +90,15 @@ def _resists(evidence: Evidence) -> _Verdict:
     with suppress(Undecided):
         first = _share(interval(evidence.by_patient(evidence.correct("lookahead_first", "itself"))))
         reason += f"; alternating with the advocate always first, so that the refuter has the last word, {first}"
-    return _Verdict(gap.low > 0, reason, gap, "lower end above 0")
+    return Verdict(gap.low > 0, reason, gap, ABOVE)
 
 
-def _beats_random(evidence: Evidence) -> _Verdict:
+def _beats_random(evidence: Evidence) -> Verdict:
     chosen, drawn = evidence.correct("lookahead", "itself"), evidence.random()
     gap = interval(evidence.by_patient([a - b for a, b in zip(chosen, drawn, strict=True)]))
     told = [_share(interval(evidence.by_patient(x))) for x in (chosen, drawn)]
-    return _Verdict(
-        gap.low > 0, f"accuracy {told[0]} after a debate, {told[1]} with random features", gap, "lower end above 0"
-    )
+    reason = f"accuracy {told[0]} after a debate, {told[1]} with random features"
+    return Verdict(gap.low > 0, reason, gap, ABOVE)
 
 
 def _beside(evidence: Evidence, told: Callable[[Parts], str]) -> str:
@@ -143,7 +125,7 @@ def _number(i: Interval) -> str:
     return f"{i.mean:.3f} [{i.low:.3f}, {i.high:.3f}]"
 
 
-_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], _Verdict]]] = {
+_DECISIONS: dict[ClaimId, tuple[str, Callable[[Evidence], Verdict]]] = {
     "debate_policy_preferred": (
         "Where the policy with the debate reward (lambda 0.5) and the one without differ, the judge prefers the "
         "former's action after a debate more often than not",

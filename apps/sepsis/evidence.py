@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.stats import Interval, nested_ratio
+from core.study import Undecided
 
 Numbers = NDArray[np.float64]
 Parts = tuple[list[Numbers], list[Numbers]]
 """Numerators and denominators of the units of each seed."""
 Seeds = Mapping[int, xr.Dataset]
-
-
-class Undecided(Exception):
-    """The study does not contain what is asked for."""
 
 
 @dataclass(frozen=True)

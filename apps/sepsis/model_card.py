@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from core import files
-from core.study import numbers
-from core.study.analysis import Claim, Row, side_by_side
+from core.study import Claim, Row, numbers
+from core.study.analysis import side_by_side
 from simulators.sepsis.features import STATE, feature_hash
 from simulators.sepsis.report import CohortReport
 

@@ -11,14 +11,13 @@ from apps.sepsis.evidence import (
     Evidence,
     Parts,
     Seeds,
-    Undecided,
     by_patient,
     difference,
     interval,
 )
 from apps.sepsis.matches import SETTINGS
 from core.stats import Interval, nested_ratio, t_interval
-from core.study import Row
+from core.study import Row, Undecided
 
 T = TypeVar("T")
 MOST_FLOORED = 0.01

@@ -25,7 +25,7 @@ from apps.turbulence.metrics import (
 from apps.turbulence.runs import ClosureSettings
 from core.seeds import stream
 from core.stats import proportion_interval, welch_test
-from core.study import Claim, adjusted
+from core.study import Claim, Undecided, adjusted
 from simulators.turbulence.diagnostics import long_run_summary
 
 ClaimId = Literal[
@@ -50,10 +50,6 @@ DRIFT_LIMIT = 0.1
 RESAMPLES = 4000
 FEWEST_SAMPLES = 8
 """Of a long simulation, so that its second half has a slope."""
-
-
-class Undecided(Exception):
-    """The study does not contain what a claim compares."""
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from core.files import jsonable
-from core.stats import holm
+from core.study.claims import Claim
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -41,43 +41,6 @@ def side_by_side(rows: Iterable[Row]) -> dict[str, dict[str, list[Row]]]:
         metric = row.metric if row.unit in ("", "1") else f"{row.metric} ({row.unit})"
         groups.setdefault(row.scenario, {}).setdefault(metric, []).append(row)
     return groups
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the study set out to test, stated before it ran, and what came of it.
-
-    Attributes:
-        id: short name, the same in every run of the study.
-        statement: the claim in a sentence.
-        holds: the verdict; None where it was not decided here, which ``reason`` explains, and never counts as held.
-        reason: why, in a sentence.
-        difference: the comparison that decides, with its interval ``low`` to ``high`` over ``n`` replicates.
-        p: p-value, adjusted where a family is tested.
-        test: name and level of the test or interval.
-    """
-
-    id: str
-    statement: str
-    holds: bool | None
-    reason: str = ""
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-    p: float | None = None
-    test: str = ""
-
-
-def adjusted(claims: Sequence[Claim]) -> list[Claim]:
-    """The claims, their p-values adjusted over the family of those that have one (Holm 1979)."""
-    found = list(claims)
-    tested = [(i, claim.p) for i, claim in enumerate(claims) if claim.p is not None]
-    if tested:
-        places, p = zip(*tested, strict=True)
-        for i, value in zip(places, holm(p).tolist(), strict=True):
-            found[i] = replace(found[i], p=value)
-    return found
 
 
 @dataclass(frozen=True)

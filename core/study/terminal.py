@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from core.study.analysis import Claim, Row, Summary, side_by_side
+from core.study.analysis import Row, Summary, side_by_side
+from core.study.claims import Claim
 from core.study.numbers import estimate
 
 VERDICTS = {True: ("green", "holds"), False: ("red", "does not hold"), None: ("yellow", "not decided")}

@@ -5,9 +5,10 @@ import pytest
 import xarray as xr
 
 from apps.crs.claims import CLAIMS, Roles, decide
-from apps.crs.evidence import Evidence, Undecided
+from apps.crs.evidence import Evidence
 from apps.crs.runs import gaps
 from apps.crs.table import rows_of
+from core.study import Undecided
 
 N = 400
 

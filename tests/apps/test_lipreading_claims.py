@@ -8,11 +8,12 @@ import pytest
 import xarray as xr
 
 from apps.lipreading.claims import CLAIMS, Roles, decide
-from apps.lipreading.evidence import Evidence, Undecided, rate
+from apps.lipreading.evidence import Evidence, rate
 from apps.lipreading.figures.objectives import with_entropy
 from apps.lipreading.runs import chosen_weight
 from apps.lipreading.table import START, edge_notes, last_slope, notes_of, rows_of
 from core.stats import t_interval
+from core.study import Undecided
 from simulators.lips import alphabet
 
 N, CHARACTERS, WORDS = 100, 20, 3

@@ -15,7 +15,7 @@ from apps.sepsis.cohort_page import cohort_page
 from apps.sepsis.ingestion import ingest
 from apps.sepsis.model_card import WARNING, model_card, write_model_card
 from core.errors import InputError
-from core.study.analysis import Claim, Row
+from core.study import Claim, Row
 from simulators.sepsis import (
     FLUID_ML,
     STATE,

@@ -8,9 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from apps.sepsis.evidence import Evidence, Undecided, interval
+from apps.sepsis.evidence import Evidence, interval
 from apps.sepsis.figures.appearance import COLOURS, GREY, point, words
 from core.stats import nested_ratio, proportion_interval
+from core.study import Undecided
 from simulators.sepsis.features import ACTIONS, LEVELS
 
 VERDICTS = ((-1, "baseline preferred", "#d55e00"), (0, "same action", "#bbbbbb"), (1, "policy preferred", "#0072b2"))

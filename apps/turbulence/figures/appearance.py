@@ -13,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from numpy.typing import ArrayLike, NDArray
 
-from apps.turbulence.claims import Evidence, Undecided
+from apps.turbulence.claims import Evidence
 from apps.turbulence.metrics import Numbers, window
 from core.stats import mean_interval
+from core.study import Undecided
 
 COLOURS = {
     "none": "#7f7f7f",
