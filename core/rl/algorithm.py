@@ -55,10 +55,14 @@ class DeviceAlgorithm(BaseAlgorithm):
         return wrapped
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        if not (self._custom_logger or self.verbose or self.tensorboard_log):
-            # SB3 would make a folder in the temporary directory for each learner, though nothing is written to it.
-            self.set_logger(Logger(folder=None, output_formats=[]))
-        return super()._setup_learn(*args, **kwargs)
+        if self._custom_logger or self.verbose or self.tensorboard_log:
+            return super()._setup_learn(*args, **kwargs)
+        # SB3 would make a folder in the temporary directory for each learner, though nothing is written to it.
+        self.set_logger(Logger(folder=None, output_formats=[]))
+        try:
+            return super()._setup_learn(*args, **kwargs)
+        finally:
+            self._custom_logger = False  # so that a later ``verbose`` is heeded
 
     def predict(
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False

@@ -223,9 +223,10 @@ def test_a_callback_stops_the_training():
 
 def test_a_quiet_training_leaves_nothing_in_the_temporary_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    build(PPO, Corridor(), 4).learn(128)
+    learner = build(PPO, Corridor(), 4).learn(128)
     assert not list(tmp_path.iterdir())
-    build(PPO, Corridor(), 4, verbose=1).learn(128)
+    learner.verbose = 1
+    learner.learn(128)
     assert [path.name[:4] for path in tmp_path.iterdir()] == ["SB3-"]
 
 
