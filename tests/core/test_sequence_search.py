@@ -167,6 +167,19 @@ def test_logits_that_are_not_finite_spoil_their_own_prompt_alone() -> None:
     assert torch.equal(found.tokens[[0, 1, 4, 5]], fine.tokens[[0, 1, 4, 5]])
 
 
+def test_a_beam_never_finds_what_has_no_chance() -> None:
+    policy, context = Prefixes(9, 3), torch.arange(3)
+    policy.table[:, :, 3] = -torch.inf
+    want = exact(policy, context, 0.6)
+    want = want[~((want.tokens == 3) & want.mask).any(1)]
+    found = beam(policy, context, V**T, T, 0.6)
+    there = found.need("reward") > -torch.inf
+    assert torch.equal(found[there].tokens, want.tokens)
+    assert torch.allclose(found[there].need("reward"), want.need("reward"), atol=1e-5)
+    assert not found.mask[~there].any()
+    assert torch.isneginf(found.need("reward")[~there]).all()
+
+
 @pytest.mark.parametrize("n", [1, 4, 16])
 def test_best_of_n_with_a_verifier_passes_as_often_as_independent_draws_must(n: int) -> None:
     policy, prompts = Prefixes(7, 1), 3000

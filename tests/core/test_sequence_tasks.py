@@ -82,6 +82,24 @@ def test_brackets_are_verified_as_with_a_stack(prompt: list[int]) -> None:
     assert reward.sum() == 1
 
 
+@pytest.mark.parametrize("prompt", [[0, 0, 0], [1, 2, 0], [1, 1, 2]])
+def test_brackets_longer_than_the_depth_are_verified_as_with_a_stack(prompt: list[int]) -> None:
+    task, eos = Brackets(depth=3, kinds=2, shallowest=0), 2
+    every = itertools.product(range(3), repeat=5)
+    ended = sorted({x[: x.index(eos) + 1] if eos in x else x for x in every})
+    reward = task.reward(rows(ended, eos), task.of(torch.tensor([prompt])))
+    assert reward.tolist() == [float(balanced(prompt, answer, eos)) for answer in ended]
+    assert reward.sum() == 1
+
+
+def test_a_second_end_symbol_is_wrong() -> None:
+    task = Brackets(depth=3, kinds=2)
+    tokens = torch.tensor([[0, 1, 2, 2], [0, 1, 2, 0]])
+    mask = torch.tensor([[True] * 4, [True] * 3 + [False]])
+    batch = TokenBatch(tokens, mask, torch.zeros(2, dtype=torch.int64))
+    assert task.reward(batch, task.of(torch.tensor([[1, 2, 0]]))).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(
     "task", [ModularChain(p=7), Brackets(depth=5, kinds=3), Brackets(depth=4, kinds=2, shallowest=4)]
 )

@@ -88,6 +88,46 @@ def test_a_perfect_value_never_misses_where_the_draws_cover_the_choices(seed: in
     assert found.need("reward").tolist() == [1.0] * 5
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_score_judges_what_the_length_has_ended(seed: int) -> None:
+    """The policy's value is right before each token, and means nothing after the last one."""
+    tree = RandomTree(depth=4, branching=2, seed=seed)
+    policy = TabularPolicy(tree, torch.zeros(tree.nodes, 2, dtype=torch.float64))
+    with torch.no_grad():
+        policy.value.copy_(tree.soft_optimal(0.02)[1])
+    prompts = tree.prompts(5, 0, seeded(0))
+
+    def score(batch: TokenBatch) -> Tensor:
+        return tree.reward(batch, prompts)
+
+    found = value_beam(policy, prompts.context, 1, 30, tree.depth, generator=seeded(seed), score=score)
+    assert found.need("reward").tolist() == [1.0] * 5
+    assert score(found).tolist() == [1.0] * 5
+
+
+def test_what_a_score_says_of_unfinished_sequences_is_not_used() -> None:
+    def score(batch: TokenBatch) -> Tensor:
+        """Of no use before the end symbol or the length."""
+        ended = (batch.tokens == 1).any(1) | (batch.length == 6)
+        return torch.where(ended, batch.length.float(), 100.0)
+
+    policy = toy(2)
+    found = value_beam(policy, CONTEXT, 2, 4, 6, lambda _, b: -b.length.float(), generator=seeded(1), score=score)
+    assert torch.equal(found.need("reward"), found.length.float())
+
+
+def test_values_that_are_infinite_or_no_numbers_stay_below_all_others() -> None:
+    policy = toy(2)
+
+    def value(_: Any, batch: TokenBatch) -> Tensor:
+        return torch.tensor([-torch.inf, torch.nan]).repeat(len(batch))[: len(batch)]
+
+    found = value_beam(policy, CONTEXT, 4, 8, 6, value, generator=seeded(1))
+    assert torch.isneginf(found.need("reward")).all()
+    for rows, lengths in zip(found.tokens.view(-1, 4, 6).tolist(), found.length.view(-1, 4).tolist(), strict=True):
+        assert len({(*r, n) for r, n in zip(rows, lengths, strict=True)}) == 4
+
+
 def test_equal_sequences_count_once() -> None:
     policy = toy(2)
     found = value_beam(policy, CONTEXT, 4, 8, 6, lambda _, b: -b.length.float(), generator=seeded(1))
@@ -186,7 +226,22 @@ def test_a_tree_is_seen_whole_once_and_then_left_alone() -> None:
     assert torch.isneginf(reward[:, 14:]).all()
     assert torch.isfinite(reward[:, :14]).all()
     assert found.length.view(2, 20)[:, 14:].eq(0).all()
+    assert not found.need("log_prob_old")[~found.mask].any()
     assert all(len({tuple(r) for r in rows}) == 8 for rows in found.tokens.view(2, 20, 3)[:, :14].tolist())
+
+
+@pytest.mark.parametrize("floor", [0.0, -1.0])
+def test_scores_of_minus_infinity_repeat_no_simulation(floor: float) -> None:
+    """Each of the 3 + 9 + 27 nodes takes one simulation, so as many see every leaf; at floor -1 all scores are -inf."""
+    tree = RandomTree(depth=3, branching=3, seed=1)
+    prompts = tree.prompts(2, 0, seeded(0))
+
+    def score(batch: TokenBatch) -> Tensor:
+        return (tree.reward(batch, prompts) + floor).clamp(min=0).log()
+
+    found = tree_search(TabularPolicy(tree), prompts.context, 39, 3, score, expand=3, generator=seeded(0))
+    assert found.length.tolist() == [3] * 78
+    assert all(len({tuple(r) for r in rows}) == 27 for rows in found.tokens.view(2, 39, 3).tolist())
 
 
 def test_a_share_of_right_answers_is_what_even_draws_find() -> None:

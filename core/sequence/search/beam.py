@@ -57,7 +57,8 @@ def beam(
     total = logits.new_zeros(prompts, dtype=torch.float32)
     length, ended = torch.zeros_like(group), torch.zeros_like(group, dtype=torch.bool)
     for t in range(max_length):
-        log_prob = logits.float().log_softmax(-1).nan_to_num(nan=-torch.inf)
+        # Unless told to keep it, nan_to_num makes -inf a finite number, and what may not follow would have a score.
+        log_prob = logits.float().log_softmax(-1).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
         allowed = None if constraint is None else _allowed(constraint, tokens, group, log_prob)
         row, token, score = _best(log_prob, allowed, total, length, ended, prompts, width, length_penalty)
         gone = torch.isneginf(score)

@@ -25,7 +25,7 @@ class Trees:
         prior: ``(P, N, M)`` the policy's probability of it.
         child: ``(P, N, M)`` int64, the node it leads to, -1 before it is taken.
         visits: ``(P, N, M)`` simulations through an edge.
-        total: ``(P, N, M)`` what they were worth.
+        total: ``(P, N, M)`` float64, what they were worth.
         open: ``(P, N, M)`` bool: leads to sequences that have not all been seen.
         parent: ``(P, N)`` int64.
         edge: ``(P, N)`` int64, the parent's edge that leads here.
@@ -50,7 +50,8 @@ class Trees:
             prior=numbers,
             child=ids - 1,
             visits=numbers.clone(),
-            total=numbers.clone(),
+            # A score of -inf counts as the lowest float32; in float32 two of them would add up to -inf, as if closed.
+            total=numbers.double(),
             open=numbers > 0,
             parent=ids[:, :, 0].clone(),
             edge=ids[:, :, 0].clone(),
@@ -121,7 +122,8 @@ def tree_search(
         context: of P prompts.
         simulations: nodes that each tree may have beside its root.
         max_length: tokens at most.
-        score: of complete sequences; of the order of 1, to stand against the proposals.
+        score: of complete sequences; of the order of 1, to stand against the proposals. With ``value`` it is called on
+            unfinished ones too, and what it says of them is not used.
         value: of unfinished sequences, in place of completions in the search.
         expand: the most probable tokens that may follow a node; its children.
         c_puct: weight of the proposals.
@@ -166,5 +168,8 @@ def tree_search(
         ends = [end.with_(reward=score(end).float())]
     batch, unseen = TokenBatch.joined(ends), torch.cat(fresh)
     batch = batch.with_(mask=batch.mask & unseen.unsqueeze(1))
-    batch = batch.with_(tokens=torch.where(batch.mask, batch.tokens, PAD))
+    batch = batch.with_(
+        tokens=torch.where(batch.mask, batch.tokens, PAD),
+        log_prob_old=torch.where(batch.mask, batch.need("log_prob_old"), 0.0),
+    )
     return ranked(batch, torch.where(unseen, batch.need("reward"), -torch.inf))

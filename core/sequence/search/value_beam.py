@@ -13,7 +13,7 @@ from core.sequence.batch import TokenBatch
 from core.sequence.clusters import repeated
 from core.sequence.policy import SequencePolicy, StepwisePolicy
 from core.sequence.search.growing import Growing
-from core.sequence.search.ranking import ranked
+from core.sequence.search.ranking import Score, ranked
 
 Value = Callable[[Any, TokenBatch], Tensor]
 """Of a policy and unfinished sequences: how well each ``(B,)`` is expected to end."""
@@ -23,7 +23,8 @@ Value = Callable[[Any, TokenBatch], Tensor]
 def state_value(policy: SequencePolicy, batch: TokenBatch) -> Tensor:
     """``(B,)`` the policy's own value of the state each sequence has reached; before its end symbol, if it has one.
 
-    The policy's ``score`` gives the value before each token, so unfinished sequences are read with one token more.
+    The policy's ``score`` gives the value before each token, so unfinished sequences are read with one token more. No
+    loss trains the value after the last token of a sequence that the length has cut: judge those by their score.
     """
     length = batch.length
     wider = batch.pad_to(batch.tokens.shape[1] + 1)
@@ -45,6 +46,7 @@ def value_beam(
     boundary: Tensor | None = None,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    score: Score | None = None,
 ) -> TokenBatch:
     """Keep ``width`` unfinished sequences a prompt, go on from each by ``expand`` draws, keep the best by their values.
 
@@ -60,9 +62,11 @@ def value_beam(
         boundary: symbols ``(K,)`` that end a step, such as the space between words; None makes each token a step.
         temperature: of the draws.
         generator: of the draws.
+        score: of sequences that are done, by their end symbol or by their length, on the scale of ``value`` and in its
+            place. It is called on unfinished ones too, and what it says of them is not used. None: ``value`` judges.
 
     Returns:
-        ``P * width`` sequences, best first, ``reward`` their values.
+        ``P * width`` sequences, best first, ``reward`` their values or scores; one that is not a number counts as -inf.
 
     Raises:
         InputError: width, expand or max_length < 1.
@@ -80,8 +84,13 @@ def value_beam(
         rows = torch.arange(len(grown.group), device=grown.group.device).repeat_interleave(expand)
         grown = grown.take(policy, rows).extend(policy, temperature, generator, boundary)
         batch = grown.batch(context)
-        values = value(policy, batch).float().nan_to_num(nan=-torch.inf)
-        key = torch.where(repeated(batch), -torch.inf, values).view(prompts, width * expand)
+        values = value(policy, batch).float()
+        if score is not None:
+            values = torch.where(grown.done, score(batch).float(), values)
+        values = torch.where(values.isnan(), -torch.inf, values)
+        # A repetition must come after a sequence whose value is -inf.
+        lowest = torch.finfo(values.dtype).min
+        key = torch.where(repeated(batch), -torch.inf, values.clamp(min=lowest)).view(prompts, width * expand)
         kept = (first + key.topk(width, dim=1).indices).flatten()
         grown, found = grown.take(policy, kept), values[kept]
     return ranked(grown.batch(context), found)

@@ -83,5 +83,11 @@ class Brackets:
         """See ``Task.reward``."""
         tokens, mask = self.answers(prompts.context)
         batch = batch.pad_to(self.depth)
-        same = (batch.tokens == tokens[batch.group]) & (batch.valid == mask[batch.group])
-        return (same | ~(batch.valid | mask[batch.group])).all(1).float()
+        tokens, mask = tokens[batch.group], mask[batch.group]
+        given, more = batch.tokens[:, : self.depth], batch.tokens[:, self.depth :]
+        valid, longer = batch.valid[:, : self.depth], batch.valid[:, self.depth :]
+        right = (((given == tokens) & (valid == mask)) | ~(valid | mask)).all(1)
+        # Of what is longer than the depth, only the end symbol of an answer of full depth is right.
+        full = (prompts.context > 0).all(1)[batch.group].unsqueeze(1)
+        ends = full & (more == self.kinds) & (torch.arange(more.shape[1], device=more.device) == 0)
+        return (right & ~(longer & ~ends).any(1)).float()
