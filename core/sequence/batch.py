@@ -83,13 +83,11 @@ class TokenBatch:
         found = {name: x[rows] for name, x in self._tensors()}
         return self.with_(**{**found, "group": group, "context": tree.take(self.context, kept)})
 
-    def minibatches(self, n: int, generator: torch.Generator) -> Iterator[Self]:
-        """The batch in n parts of nearly as many prompts each, drawn at random; no prompt's sequences are parted."""
-        for rows in self.deal(n, generator):
-            yield self[rows]
-
     def deal(self, n: int, generator: torch.Generator) -> Iterator[Tensor]:
-        """Masks ``(B,)`` of the rows of ``minibatches``: n, or as many as there are prompts if those are fewer."""
+        """Masks ``(B,)`` of the rows of n parts, or of as many as there are prompts if those are fewer.
+
+        The parts have nearly as many prompts each, drawn at random; no prompt's sequences are parted.
+        """
         prompts = torch.unique(self.group)
         order = prompts[torch.randperm(len(prompts), generator=generator, device=generator.device).to(prompts.device)]
         for part in order.tensor_split(min(n, len(order)) or 1):

@@ -53,7 +53,7 @@ class EntropyMonitor:
 
     @torch.no_grad()
     def update(self, scores: TokenScores, batch: TokenBatch) -> dict[str, Tensor]:
-        """Scalars to be logged, as far as the fields they need are there.
+        """Scalars to be logged, as far as the fields they need are there; none where no token is valid.
 
         ``entropy`` (a mean over tokens, nats) and its quantiles ``entropy_q50``..; of the covariance of advantages and
         log-probabilities the mean ``cov``, that of the highest tokens ``cov_top_0.02%``.. and the share of positive
@@ -62,7 +62,7 @@ class EntropyMonitor:
         rewards are all equal.
         """
         mask, found = batch.mask, dict[str, Tensor]()
-        if not mask.numel():
+        if not bool(mask.any()):
             return found
         if scores.entropy is not None:
             entropy = wide(scores.entropy)

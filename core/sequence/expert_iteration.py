@@ -180,7 +180,6 @@ def _summary(batch: TokenBatch, kept: TokenBatch) -> Record:
 
 def _best_reward(batch: TokenBatch) -> Tensor:
     """``(P,)`` of each prompt."""
-    _, prompt = torch.unique(batch.group, return_inverse=True)
-    reward = total_reward(batch).float()
-    empty = reward.new_full((int(prompt.max()) + 1,), -torch.inf)
-    return empty.scatter_reduce(0, prompt, reward, "amax")
+    prompts, prompt = torch.unique(batch.group, return_inverse=True)
+    top = group_max(total_reward(batch).float(), batch.group)
+    return top.new_empty(len(prompts)).scatter(0, prompt, top)

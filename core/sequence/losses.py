@@ -19,7 +19,17 @@ from torch.nn import functional as F
 from core.sequence.batch import LossResult, TokenBatch, TokenScores
 from core.sequence.policy import NOTHING
 from core.sequence.reductions import How, check, check_groups, group_max, group_sum, per_row, reduce, wide
-from core.sequence.surrogate import LIMIT, Metrics, covariance, largest, log_ratio, lots, ratio_loss, share_count
+from core.sequence.surrogate import (
+    LIMIT,
+    SAME,
+    Metrics,
+    covariance,
+    largest,
+    log_ratio,
+    lots,
+    ratio_loss,
+    share_count,
+)
 from core.sequence.windows import Windowed
 
 
@@ -104,9 +114,10 @@ class Reinforce(TokenLoss):
 
 @dataclass(frozen=True)
 class MinimumRisk:
-    """Expected risk under the policy renormalised to a prompt's sequences (Prabhavalkar et al. 2018, MWER).
+    """Expected risk under the policy renormalised to a prompt's sequences (MWER).
 
-    A mean over prompts of sum_g p_g (D_g - mean D), D = -reward, p the softmax of the sequences' log-probabilities.
+    Prabhavalkar et al. 2018, arXiv 1712.01818. A mean over prompts of sum_g p_g (D_g - mean D), D = -reward, p the
+    softmax of the sequences' log-probabilities.
 
     Raises:
         InputError: on a call, a prompt has one sequence.
@@ -219,6 +230,8 @@ class KLCov(TokenLoss):
 
     With one update a rollout both policies are the same and the term has no gradient: this is then the plain policy
     gradient. For |A| > beta it weakens a token's update and does not stop it. Only positive covariances are restrained.
+    Log-ratios below ``SAME`` count as 0: sampling and scoring round differently, and the term would pull by beta in a
+    random direction. In bf16 they differ by more, and there the term does so on-policy.
 
     Attributes:
         ratio: share of the tokens that is restrained.
@@ -242,7 +255,8 @@ class KLCov(TokenLoss):
         cov = covariance(scores.log_prob, batch.need("advantage"), batch.mask)
         chosen = largest(cov, batch.mask & (cov > 0), share_count(self.ratio, batch.mask))
         metrics["restrained"] = reduce(chosen.float(), batch.mask, "token")
-        return terms + torch.where(chosen, self.beta * x.abs(), 0.0), metrics
+        moved = chosen & (x.detach().abs() > SAME)
+        return terms + torch.where(moved, self.beta * x.abs(), 0.0), metrics
 
 
 @dataclass(frozen=True)

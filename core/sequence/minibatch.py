@@ -58,7 +58,7 @@ class Part:
         )
 
     def minibatches(self, n: int, generator: torch.Generator) -> Iterator[Part]:
-        """See ``TokenBatch.minibatches``."""
+        """The rows in n parts, or fewer; see ``TokenBatch.deal``."""
         if n == 1:
             yield self
             return

@@ -194,8 +194,11 @@ def scores_of(
 
 
 def draw_tokens(logits: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Tokens ``(B,)`` drawn from logits ``(B, V)`` and their log-probabilities; temperature 0 takes the largest."""
-    scaled = logits.float() / (temperature or 1.0)
+    """Tokens ``(B,)`` drawn from logits ``(B, V)`` and their log-probabilities, in single precision or better.
+
+    Temperature 0 takes the largest.
+    """
+    scaled = wide(logits) / (temperature or 1.0)
     log_probs = scaled.log_softmax(-1)
     if temperature == 0:
         token = log_probs.argmax(-1)

@@ -115,7 +115,7 @@ class DPO:
 
     def __call__(self, scores: TokenScores, batch: TokenBatch) -> LossResult:
         """The mean over the pairs; 0 where there are none."""
-        h = per_row(wide(scores.log_prob) - batch.need("log_prob_ref"), batch.mask)
+        h = total = per_row(wide(scores.log_prob) - batch.need("log_prob_ref"), batch.mask)
         if self.length_normalised:
             h = h / batch.mask.sum(1).clamp(min=1)
         winner, loser, _ = ordered_pairs(per_row(batch.need("reward"), batch.mask), batch.group)
@@ -130,7 +130,7 @@ class DPO:
                 "margin": (won - lost).mean(),
                 "winner_log_ratio": h[winner].mean(),
                 "loser_log_ratio": h[loser].mean(),
-                "did_entropy": did_entropy(h, torch.zeros_like(h), batch.group).mean(),
+                "did_entropy": did_entropy(total, torch.zeros_like(total), batch.group).mean(),
             }
         return LossResult(value / self.beta**2 if self.ipo else value, metrics)
 

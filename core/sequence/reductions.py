@@ -18,7 +18,7 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def reduce(x: Tensor, mask: Tensor, how: How, count: int | Tensor | None = None) -> Tensor:
+def reduce(x: Tensor, mask: Tensor, how: How) -> Tensor:
     """One number from the terms of tokens.
 
     ``token`` is the mean over all valid tokens, ``sequence`` the mean over rows of a row's mean, ``row_sum`` the mean
@@ -29,9 +29,6 @@ def reduce(x: Tensor, mask: Tensor, how: How, count: int | Tensor | None = None)
         x: ``(B, T)``; what it holds where not ``mask`` is not read.
         mask: ``(B, T)`` bool.
         how: one of the four.
-        count: what the sum is divided by, where it is not that of these rows: the tokens (``token``), rows
-            (``sequence``, ``row_sum``) or B T (``constant``) of the whole optimiser step of which these rows are a
-            part. Without it short and long parts weigh the same, and the gradient depends on how a batch was cut.
 
     Raises:
         InputError: ``how`` is none of them.
@@ -48,7 +45,7 @@ def reduce(x: Tensor, mask: Tensor, how: How, count: int | Tensor | None = None)
     else:
         raise InputError(f"how: {how!r} is not one of {', '.join(get_args(How))}")
     # A batch in which nothing is valid gives 0, with a graph.
-    return total / (own.clamp(min=1) if count is None else count)
+    return total / own.clamp(min=1)
 
 
 def suffix_sum(x: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -64,7 +61,10 @@ def suffix_sum(x: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
 
 def per_row(x: Tensor, mask: Tensor) -> Tensor:
     """``(B,)`` sums of the valid tokens of ``(B, T)``; what is of rows already stays."""
-    return wide(x) if x.dim() == 1 else torch.where(mask, wide(x), 0.0).sum(1)
+    x = wide(x)
+    # Single-precision numbers of like size add up exactly in double precision, so that dense rewards which only stand
+    # in another order tie; a rounded sum would part them, and their group's deviation would blow that rounding up.
+    return x if x.dim() == 1 else torch.where(mask, x, 0.0).sum(1, dtype=torch.float64).to(x.dtype)
 
 
 def per_token(x: Tensor, mask: Tensor) -> Tensor:

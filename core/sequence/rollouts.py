@@ -84,8 +84,9 @@ class Source(Protocol):
 class Rollouts:
     """Answers that the policy samples, ``group`` to each of some prompts, with the verifier's rewards.
 
-    A verifier that raises anything but an ``InputError``, or gives a number that is not finite, costs its prompt the
-    reward, 0 instead; that is counted in the metric ``verifier_faults`` and warned of.
+    A verifier that raises anything but an ``InputError`` costs its prompt the reward, 0 instead; where it gives a
+    number that is not finite, that sequence or token alone gets 0. The prompts of either are counted in the metric
+    ``verifier_faults`` and warned of.
 
     Attributes:
         task: gives prompts and rewards.
@@ -189,7 +190,7 @@ class Supervised:
 
 
 def verified(task: Task, batch: TokenBatch, prompts: Prompts) -> tuple[Tensor, int]:
-    """The verifier's rewards, and for how many prompts it failed; those get 0.
+    """The verifier's rewards, 0 where it failed, and for how many prompts it did.
 
     Raises:
         InputError: the rewards have another shape than ``(B,)`` or ``(B, T)``.

@@ -14,6 +14,9 @@ from core.sequence.reductions import reduce, wide
 
 LIMIT = 20.0
 """Log-ratios are cut to this size: their exponentials stay finite in single precision."""
+SAME = 1e-5
+"""Log-ratios up to this size are what rounding alone explains, where a policy samples token by token in single
+precision and scores in parallel. Those of half-precision policies are larger."""
 Metrics = dict[str, Tensor]
 
 
@@ -23,7 +26,7 @@ def log_ratio(
     """``(B, T)`` log pi - log pi_old, 0 where not ``mask``, cut to +-20; and how many were cut, the KL divergence.
 
     Level ``sequence`` gives all tokens of a row their mean (Zheng et al. 2025, GSPO, arXiv 2507.18071). The divergence
-    of the new policy from the old is the mean of e^x - 1 - x, whose tokens are drawn from the old.
+    of the new policy from the old is the mean over tokens, at either level, of e^x - 1 - x, drawn from the old.
 
     Raises:
         InputError: a token that was drawn has an old log-probability of -inf.
@@ -36,15 +39,14 @@ def log_ratio(
             f"TokenBatch.log_prob_old: row {row} holds -inf at a valid token; what was drawn is above -inf"
         )
     raw = torch.where(mask, wide(scores.log_prob) - old, 0.0)
+    token = raw.detach().clamp(-LIMIT, LIMIT)
     if level == "sequence":
         raw = (raw.sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)).expand_as(raw)
-    found = raw.clamp(-LIMIT, LIMIT)
-    x = found.detach()
     metrics = {
         "cut_ratios": (raw.detach().abs() > LIMIT).logical_and(mask).sum().float(),
-        "kl": reduce(x.exp() - 1 - x, mask, "token"),
+        "kl": reduce(token.exp() - 1 - token, mask, "token"),
     }
-    return found, metrics
+    return raw.clamp(-LIMIT, LIMIT), metrics
 
 
 def ratio_loss(log_ratio: Tensor, advantage: Tensor, clip: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ __all__ = ["Callback", "Objective", "Rate", "Record", "SequencePolicyOptimizatio
 Record = dict[str, float]
 """What one update logs."""
 Callback = Callable[["SequencePolicyOptimization", Record], bool | None]
-"""Told of each update; False ends the training."""
+"""Told of each update; False ends the training for good."""
 Rate = float | Callable[[int], float]
 """A learning rate, constant or of the number of the update."""
 HALVE_AFTER, STOP_AFTER = 3, 10
@@ -55,8 +55,10 @@ class SequencePolicyOptimization:
 
     Attributes:
         step: updates done.
+        ended: whether a callback has ended the training.
         records: one a done update: ``loss``, ``grad_norm``, ``skipped`` (steps whose gradient was not finite), ``idle``
-            (steps whose gradient was 0), ``rate``, ``seconds``, what the source and the losses log.
+            (steps whose gradient was 0), ``rate``, ``seconds``, what the source and the losses log. Where both log a
+            name it is the source's, which is of all that was drawn; the losses and the monitor see parts of it.
 
     Args:
         policy: a module with ``sample`` and ``score``.
@@ -115,7 +117,7 @@ class SequencePolicyOptimization:
         self.device = device_of(policy)
         self.generator = torch.Generator(self.device)
         self.step, self.bad, self.scale, self.records = 0, 0, 1.0, list[Record]()
-        self._warned = False
+        self.ended, self._warned = False, False
 
     def train(
         self,
@@ -133,21 +135,23 @@ class SequencePolicyOptimization:
             run: a text that tells this training from others whose checkpoint it might be given.
             checkpoint: a file from which an interrupted training goes on, and which it keeps up to date.
             progress: told the share done and a message.
-            callbacks: told of each update; one that returns False ends the training.
+            callbacks: told of each update; one that returns False ends the training for good: a later call, or one
+                that goes on from the checkpoint, does no further update.
 
         Returns:
             The records of all updates.
 
         Raises:
             InputError: the checkpoint is damaged or that of another training.
-            TrainingDiverged: 10 steps in a row had no finite gradient; the state before them is saved.
+            TrainingDiverged: 10 steps in a row had no finite gradient; the state before them is saved. Its weights
+                include the good steps that went before them in the same update, while ``step`` is that update's start.
         """
         kept = Checkpoint(checkpoint)
         number = stream(self.seed, f"sequence policy optimization {run}")
         if self.step == 0 and (saved := kept.load()) is not None:
             self._restore(saved, number, kept.path)
         self.policy.eval()
-        while self.step < updates:
+        while self.step < updates and not self.ended:
             try:
                 with seeded(stream(self.seed, f"losses {self.step}"), self.device):
                     record = self._update(self.step)
@@ -160,6 +164,7 @@ class SequencePolicyOptimization:
             if progress is not None:
                 progress(self.step / updates, f"update {self.step} of {updates}: loss {record['loss']:.4f}")
             if False in [callback(self, record) for callback in callbacks]:
+                self.ended = True
                 break
             # After the callbacks: a saved update is not repeated, so one killed in them would never have been told.
             if kept.due:
@@ -176,7 +181,7 @@ class SequencePolicyOptimization:
             self.policy.update = step
         generator = self.generator.manual_seed(stream(self.seed, f"update {step}"))
         drawn = self.source.draw(self.policy, step, generator)
-        logged: list[tuple[str, Tensor]] = list(drawn.metrics.items())
+        logged: list[tuple[str, Tensor]] = []
         sampled = None if o.policy is None or drawn.sampled is None else self._prepared(drawn.sampled)
         reference = None if o.supervised is None else drawn.reference
         counts, took = {"skipped": 0.0, "idle": 0.0}, 0
@@ -187,7 +192,9 @@ class SequencePolicyOptimization:
                     for phase in range(len(o.phases)):
                         self._step(part, phase, stream(self.seed, f"step {step} {took}"), logged, counts)
                         took += 1
-        record = {"loss": math.nan if took else 0.0, "grad_norm": 0.0, **_means(logged), **counts}
+        record = {"loss": math.nan if took else 0.0, "grad_norm": 0.0, **_means(logged)}
+        # The source's numbers are of the whole draw; a monitor's of the same name may lack the tied prompts.
+        record |= _means(list(drawn.metrics.items())) | counts
         rate = self.optimizers[-1].param_groups[0]["lr"]
         record = record | {"rate": float(rate), "seconds": time.perf_counter() - began}
         return record
@@ -291,7 +298,7 @@ class SequencePolicyOptimization:
             warnings.warn(told, stacklevel=2)
 
     def _state(self, run: int) -> dict[str, Tensor]:
-        counts = torch.tensor([self.step, self.bad, self.micro_batch or 0])
+        counts = torch.tensor([self.step, self.bad, self.micro_batch or 0, int(self.ended)])
         text = bytearray(json.dumps(self.records), "utf-8")
         state = {RUN: torch.tensor(run), COUNTS: counts, RATE: torch.tensor(self.scale, dtype=torch.float64)}
         state[RECORDS] = torch.frombuffer(text, dtype=torch.uint8)
@@ -314,8 +321,9 @@ class SequencePolicyOptimization:
             begins = f"{PHASE}{k}."
             mine = {name.removeprefix(begins): x for name, x in saved.items() if name.startswith(begins)}
             load_optimizer(optimizer, mine)
-        self.step, self.bad, rows = saved[COUNTS].tolist()
-        self.micro_batch = rows or None
+        # States that were kept before ``ended`` was have three counts.
+        self.step, self.bad, rows, ended = [*saved[COUNTS].tolist(), 0][:4]
+        self.micro_batch, self.ended = rows or None, bool(ended)
         self.scale = float(saved[RATE])
         self.records = json.loads(bytes(saved[RECORDS].tolist()))
 

@@ -13,7 +13,7 @@ from tests.core.token_batches import ragged
 @pytest.mark.parametrize(("prompts", "parts"), [(5, 4), (9, 4), (8, 4), (3, 5), (7, 1)])
 def test_a_batch_is_dealt_into_as_many_parts_as_asked_for_and_no_prompt_is_parted(prompts: int, parts: int) -> None:
     batch = ragged(rows=2 * prompts, prompts=prompts).with_(context=torch.arange(prompts))
-    found = list(batch.minibatches(parts, torch.Generator().manual_seed(0)))
+    found = [batch[rows] for rows in batch.deal(parts, torch.Generator().manual_seed(0))]
     seen = [part.context[part.group] for part in found]
     sizes = [len(torch.unique(x)) for x in seen]
     assert len(found) == min(parts, prompts)

@@ -152,3 +152,4 @@ def test_the_alarm_is_raised_by_collapse_and_by_explosion_alone() -> None:
 def test_a_batch_without_sequences_has_nothing_to_watch() -> None:
     batch = ragged()
     assert EntropyMonitor().update(scores_of(batch)[:0], batch[:0]) == {}
+    assert EntropyMonitor().update(scores_of(batch), batch.with_(mask=torch.zeros_like(batch.mask))) == {}

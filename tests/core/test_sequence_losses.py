@@ -139,7 +139,10 @@ def test_sequence_ratios_are_the_mean_of_the_tokens() -> None:
         n = int(batch.length[b])
         own = (scores.log_prob - batch.need("log_prob_old"))[b, :n].mean()
         torch.testing.assert_close(found[b, :n], own.expand(n))
-    value = GRPO(level="sequence", how="sequence")(scores, batch).value
+    result = GRPO(level="sequence", how="sequence")(scores, batch)
+    value = result.value
+    # The divergence is that of the policies, not of a row's mean ratios.
+    assert result.metrics["kl"] == GRPO()(scores, batch).metrics["kl"]
     ratio = found[:, 0].exp()
     a = batch.need("advantage")[:, 0]
     torch.testing.assert_close(value, torch.maximum(-a * ratio, -a * ratio.clamp(0.8, 1.2)).mean())
@@ -204,6 +207,17 @@ def test_kl_cov_is_the_unclipped_loss_and_a_term_on_the_tokens_of_highest_covari
         top = cov.flatten().topk(k).indices
         moved = (scores.log_prob - batch.need("log_prob_old")).abs().flatten()[top].sum()
         torch.testing.assert_close(KLCov(ratio=ratio, beta=2.0)(scores, batch).value, plain + 2 * moved / n)
+
+
+def test_kl_cov_does_not_pull_at_tokens_that_rounding_alone_has_moved() -> None:
+    batch = ragged(dtype=torch.float32)
+    noise = 5e-7 * torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(2))
+    scores = scores_of(batch, step=0.0)
+    batch = batch.with_(log_prob_old=scores.log_prob.detach() + noise)
+    wanted = gradient(UNCLIPPED(scores, batch).value, scores.log_prob)
+    loss = KLCov(ratio=0.5, beta=5.0)(scores, batch)
+    assert loss.metrics["restrained"] > 0
+    torch.testing.assert_close(gradient(loss.value, scores.log_prob), wanted)
 
 
 def test_clip_cov_drops_a_few_tokens_of_the_range_at_random_and_divides_by_all() -> None:

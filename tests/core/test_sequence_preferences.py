@@ -112,6 +112,15 @@ def test_length_normalisation_takes_the_mean_of_a_sequence():
     assert torch.allclose(normal, DPO()(shrunk, batch.with_(log_prob_ref=batch.log_prob_ref / length)).value)
 
 
+def test_the_entropy_of_differential_information_is_of_whole_sequences_whatever_h_is():
+    scores, batch = comparisons()
+    total = ((scores.log_prob - batch.log_prob_ref) * batch.mask).sum(1)
+    wanted = did_entropy(total, torch.zeros_like(total), batch.group).mean()
+    for normalised in (False, True):
+        found = DPO(length_normalised=normalised)(scores, batch).metrics["did_entropy"]
+        torch.testing.assert_close(found, wanted.detach())
+
+
 def test_the_order_of_rows_the_numbers_of_groups_and_forced_tokens_do_not_matter():
     scores, batch = comparisons(12, 3)
     order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
@@ -390,7 +399,7 @@ def degree_run(seed, weight, steps=200):
     train = degree.graded(bracket_pairs(400, seed, reference))
     g = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        part = next(train.minibatches(8, g))
+        part = train[next(train.deal(8, g))]
         optimizer.zero_grad()
         degree(policy.score(part, need=degree.need), part).value.backward()
         optimizer.step()

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from core.errors import InputError
+from core.sequence.advantages import group_relative
+from core.sequence.clusters import tied_groups
 from core.sequence.reductions import (
     check_groups,
     group_max,
@@ -27,25 +29,6 @@ def test_reductions_are_those_of_a_loop_over_rows() -> None:
     assert reduce(x, mask, "sequence") == pytest.approx(float(torch.stack([row.mean() for row in rows]).mean()))
     assert reduce(x, mask, "row_sum") == pytest.approx(float(torch.stack([row.sum() for row in rows]).mean()))
     assert reduce(x, mask, "constant") == pytest.approx(float(torch.cat(rows).sum() / x.numel()))
-
-
-@pytest.mark.parametrize("how", EACH)
-@pytest.mark.parametrize("size", [1, 5, 12])
-def test_parts_of_a_step_add_up_to_its_gradient_when_the_count_is_of_the_whole(how: str, size: int) -> None:
-    batch = ragged()
-    x = batch.need("advantage").clone().requires_grad_()
-    whole = gradient(reduce(x.square(), batch.mask, how), x)  # type: ignore[arg-type]
-    count = {"token": batch.mask.sum(), "constant": batch.mask.numel()}.get(how, len(batch))
-    parts = zip(x.square().split(size), batch.mask.split(size), strict=True)
-    found = gradient(torch.stack([reduce(part, mask, how, count) for part, mask in parts]).sum(), x)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, whole, rtol=0, atol=1e-15)
-
-
-def test_short_and_long_parts_weigh_the_same_without_the_count() -> None:
-    batch = ragged()
-    x = batch.need("advantage")
-    parts = [reduce(x[i : i + 1], batch.mask[i : i + 1], "token") for i in range(len(x))]
-    assert float(torch.stack(parts).mean()) != pytest.approx(float(reduce(x, batch.mask, "token")), rel=1e-3)
 
 
 @pytest.mark.parametrize("how", EACH)
@@ -95,6 +78,18 @@ def test_rewards_of_rows_and_of_tokens_are_the_same_sum() -> None:
     torch.testing.assert_close(per_row(placed, batch.mask), total)
     assert ((placed != 0).sum(1) == 1).all()
     assert (placed.gather(1, batch.mask.sum(1, keepdim=True) - 1).squeeze(1) == total).all()
+
+
+def test_dense_rewards_in_another_order_tie_and_have_no_advantage() -> None:
+    g = torch.Generator().manual_seed(0)
+    dense = torch.randint(-1, 2, (64, 25), generator=g) / torch.randint(5, 30, (64, 1), generator=g)
+    permuted = torch.stack([row[torch.randperm(25, generator=g)] for row in dense for _ in range(8)])
+    group = torch.arange(64).repeat_interleave(8)
+    total = per_row(permuted, torch.ones_like(permuted, dtype=torch.bool))
+    assert total.dtype == torch.float32
+    assert tied_groups(total, group).all()
+    assert not group_relative(total, group).any()
+    assert not tied_groups(permuted.sum(1), group).all()  # which is what the sum in double precision is for
 
 
 def test_groups_need_not_stand_together_nor_be_numbered_without_gaps() -> None:

@@ -138,6 +138,14 @@ def test_the_generator_decides() -> None:
     assert first.shape != third.shape or not torch.equal(first, third)
 
 
+def test_a_policy_in_double_precision_is_sampled_in_it() -> None:
+    mine = policy().double()
+    batch = mine.sample(context(), 4, TASK.depth, 0.7, generator=torch.Generator().manual_seed(0))
+    found = torch.where(batch.mask, mine.score(batch, 0.7).log_prob, 0.0)
+    assert batch.need("log_prob_old").dtype == torch.float64
+    torch.testing.assert_close(found, batch.need("log_prob_old"), rtol=0, atol=1e-12)
+
+
 def test_logits_that_are_not_finite_show_in_the_log_probabilities() -> None:
     logits = torch.tensor([[0.0, torch.nan], [torch.inf, 0.0], [-torch.inf, 0.0]])
     token, log_prob = draw_tokens(logits, 1.0, torch.Generator())

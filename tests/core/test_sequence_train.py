@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.checkpoint import Checkpoint
+from core.seeds import stream
 from core.sequence.advantages import GroupRelative, RewardToGo
 from core.sequence.batch import Loss, LossResult, TokenBatch, TokenScores
 from core.sequence.entropy import EntropyMonitor
@@ -152,11 +155,32 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
     whole, killed, resumed = made(), made(), made()
     whole.train(6)
-    killed.train(6, checkpoint=tmp_path / "state", callbacks=[lambda trainer, record: trainer.step < 4])
-    assert killed.step == 4
+    killed.train(4, checkpoint=tmp_path / "state")
     resumed.train(6, checkpoint=tmp_path / "state")
     assert torch.equal(weights(whole.policy), weights(resumed.policy))
     assert timeless(whole.records) == timeless(resumed.records)
+
+
+def test_a_training_that_a_callback_has_ended_stays_ended(tmp_path: Path) -> None:
+    first, second = (SequencePolicyOptimization(policy(), ROLLOUTS, GROUPS) for _ in range(2))
+    records = first.train(6, checkpoint=tmp_path / "state", callbacks=[lambda trainer, record: trainer.step < 2])
+    assert first.ended
+    ended = weights(first.policy)
+    assert second.train(6, checkpoint=tmp_path / "state") == records
+    assert first.train(6) == records
+    assert len(records) == 2
+    assert torch.equal(weights(first.policy), ended)
+    assert torch.equal(weights(second.policy), ended)
+
+
+def test_a_state_from_before_trainings_could_stay_ended_is_read(tmp_path: Path) -> None:
+    first, second = (SequencePolicyOptimization(policy(), ROLLOUTS, GROUPS) for _ in range(2))
+    first.train(2, checkpoint=tmp_path / "state")
+    kept = Checkpoint(tmp_path / "state")
+    saved = kept.load()
+    assert saved is not None
+    kept.save({**saved, "counts": saved["counts"][:3]})
+    assert len(second.train(3, checkpoint=tmp_path / "state")) == 3
 
 
 def test_a_finished_training_is_read_back(tmp_path: Path) -> None:
@@ -334,6 +358,22 @@ def test_a_monitor_adds_its_numbers_and_changes_nothing_else() -> None:
     records = SequencePolicyOptimization(watched, ROLLOUTS, GROUPS, monitor=EntropyMonitor(), micro_batch=5).train(2)
     assert {"entropy_q50", "cov_positive", "kl"} <= records[-1].keys()
     torch.testing.assert_close(weights(plain), weights(watched))
+
+
+def test_what_the_source_logs_is_of_all_samples_whatever_losses_and_monitor_see() -> None:
+    objective = Objective(
+        policy=EntropyBonus(GRPO()), estimator=GroupRelative(), drop_ties=True, epochs=2, minibatches=2
+    )
+    mine = policy()
+    start = copy.deepcopy(mine.state_dict())
+    trainer = SequencePolicyOptimization(mine, ROLLOUTS, objective, monitor=EntropyMonitor())
+    (record,) = trainer.train(1)
+    mine.load_state_dict(start)
+    generator = torch.Generator().manual_seed(stream(0, "update 0"))
+    drawn = ROLLOUTS.draw(mine, 0, generator).metrics
+    assert 0 < record["tied"] < 1
+    for name in ("reward", "tied", "entropy"):
+        assert record[name] == pytest.approx(float(drawn[name]))
 
 
 def test_the_gradient_norm_is_cut_before_the_step() -> None:
