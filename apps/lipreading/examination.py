@@ -14,7 +14,7 @@ from simulators.lips.crop import Boxes, Crop, Haar, cut, filled
 from simulators.lips.pack import Pack
 from simulators.lips.readers import Recording
 from simulators.lips.sheets import Frames
-from simulators.lips.video import at_rate, check_frames, decode
+from simulators.lips.video import Video, check_frames, decode, rows_at_rate
 
 
 @dataclass(eq=False)
@@ -100,27 +100,29 @@ def examine_recording(recording: Recording, crop: Crop, shape: tuple[int, int], 
         return clip
     clip.fps = video.fps
     try:
-        frames = at_rate(video, where)
+        rows = rows_at_rate(video, where)
     except InputError as error:
         clip.faults["rate"] = str(error)
-        frames = at_rate(video, where, resample=True)
+        rows = _resampled(video, where)
     if video.gaps and "rate" not in clip.faults:
         clip.faults["rate"] = f"{where}: {video.gaps} frames are absent between others"
-    clip.scene = frames[len(frames) // 2]
+    middle = rows[len(rows) // 2]
+    clip.scene = video.frames[middle]
     try:
-        boxes, missing = filled(_boxes(clip, frames, where, crop, shape[1] / shape[0]))
-        clip.box = tuple(boxes[len(boxes) // 2])
+        # Landmarks count the frames of the file, not those at 25 a second.
+        boxes, missing = filled(_boxes(clip, video.frames, where, crop, shape[1] / shape[0]))
+        clip.box = tuple(boxes[middle])
         clip.mouth = (float(np.median(boxes[:, 2] - boxes[:, 0])), float(np.median(boxes[:, 3] - boxes[:, 1])))
-        if missing.any():
-            clip.faults["face"] = f"{where}: no mouth in {int(missing.sum())} of {len(frames)} frames"
-        mouth = cut(frames, boxes, *shape, where)
+        if missing[rows].any():
+            clip.faults["face"] = f"{where}: no mouth in {int(missing[rows].sum())} of {len(rows)} frames"
+        mouth = cut(video.frames, boxes, *shape, where)[rows]
     except InputError as error:
         clip.faults["face"] = str(error)
         return clip
-    if not isinstance(crop, Haar) and shows_face(frames, boxes):
+    if not isinstance(crop, Haar) and shows_face(video.frames, boxes):
         clip.faults["crop"] = f"{where}: the cut shows a whole face; must be the mouth alone (--crop)"
     align = recording.align
-    spoken = len(frames)
+    spoken = len(rows)
     _look(clip, mouth, None if align is None else lambda: align(max(nominal, spoken), spoken))
     return clip
 
@@ -166,6 +168,14 @@ def speech_motion(frames: Frames, words: Alignment) -> float | None:
 def named(speaker: str, name: str) -> str:
     """How a clip is called on a page."""
     return f"{speaker}/{name}" if speaker else name
+
+
+def _resampled(video: Video, where: str) -> NDArray[np.intp]:
+    try:
+        return rows_at_rate(video, where, resample=True)
+    except InputError:
+        # Its time stamps are wrong, which has been told; the rest can still be looked at.
+        return np.arange(len(video.frames))
 
 
 def _boxes(clip: Examined, frames: Frames, where: str, crop: Crop, shape: float) -> Boxes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import InputError
+from simulators.lips.tables import read_text
 
 UNITS = 1000
 """Units of an ``.align`` file in one frame."""
@@ -124,13 +125,7 @@ def read(
     Raises:
         InputError: as ``parse``, or the file cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text") from error
-    return parse(text, str(path), frames=frames, spoken=spoken, vocabulary=vocabulary)
+    return parse(read_text(path), str(path), frames=frames, spoken=spoken, vocabulary=vocabulary)
 
 
 def _columns(line: str, where: str) -> tuple[float, float, str]:

@@ -6,7 +6,6 @@ found. Short gaps are filled from their neighbours (``filled``), longer ones mar
 
 from __future__ import annotations
 
-import csv
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from core.errors import InputError, require
 from simulators.lips.sheets import LEAST_SIDE, Frames
+from simulators.lips.tables import read_rows
 
 Boxes = NDArray[np.float64]
 Marks = NDArray[np.bool_]
@@ -170,11 +170,7 @@ class Landmarks:
         """
         path = self.folder / clip.parent.name / f"{clip.stem}.csv"
         path = path if path.exists() else self.folder / path.name
-        try:
-            with path.open(encoding="utf-8", newline="") as stream:
-                rows = list(csv.reader(stream))
-        except OSError as error:
-            raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+        rows = read_rows(path)
         wide = len(rows[0]) if rows else 0
         if wide not in (1 + 2 * 20, 1 + 2 * 68) or rows[0][0] != "frame":
             raise InputError(f"{path}: {wide} columns; must be frame and x,y of 20 or 68 points")
@@ -199,8 +195,10 @@ def parse_crop(text: str, landmarks: Path | None = None) -> Crop:
         landmarks: folder of their files.
 
     Raises:
-        InputError: neither of these, or landmarks without their folder.
+        InputError: neither of these, landmarks without their folder, or a folder of landmarks for another crop.
     """
+    if landmarks is not None and text != "landmarks":
+        raise InputError("--landmarks: only with --crop landmarks")
     if match := re.fullmatch(r"(\d+):(\d+),(\d+):(\d+)", text):
         return FixedBox(*map(int, match.groups()))
     if text == "landmarks":

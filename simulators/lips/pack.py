@@ -10,10 +10,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import threading
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +29,7 @@ from core.errors import InputError
 from simulators.lips import align, alphabet
 from simulators.lips.align import Alignment
 from simulators.lips.sheets import COLUMNS, FPS, LEAST_SIDE, decode_sheet
+from simulators.lips.tables import read_records
 
 GRID_FRAMES = 75
 CACHE = 512 * 2**20
@@ -115,8 +116,8 @@ class Pack:
         record = files.read_json(path / RECORD) if (path / RECORD).exists() else {}
         frames = _whole(record, "frames", GRID_FRAMES, path, 1)
         columns = _whole(record, "columns", COLUMNS, path, 1)
-        if float(record.get("fps", FPS)) != FPS:
-            raise InputError(f"{path / RECORD}: fps: {record['fps']}; must be {FPS:g}")
+        if record.get("fps", FPS) != FPS:
+            raise InputError(f"{path / RECORD}: fps: {record['fps']!r}; must be {FPS:g}")
         utterances = _table(path / INDEX, frames)
         if record.get("split") == "unseen":
             refuse_leakage(utterances, str(path / INDEX))
@@ -138,7 +139,8 @@ class Pack:
     def crop(self) -> str | None:
         """How the mouths were found, as a command line says it; None where the pack does not tell."""
         request = self.record.get("request")
-        found = request["settings"].get("crop") if isinstance(request, dict) and "settings" in request else None
+        settings = request.get("settings") if isinstance(request, dict) else None
+        found = settings.get("crop") if isinstance(settings, dict) else None
         return found if isinstance(found, str) else None
 
     @property
@@ -285,14 +287,13 @@ def leaking_speakers(utterances: Iterable[Spoken]) -> list[str]:
     return sorted(name for name, found in inside.items() if name and "test" in found and len(found) > 1)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a clip or an archive of a pack may have this name: it is not empty, not hidden, and in no folder."""
+    return bool(name) and "/" not in name and "\\" not in name and not name.startswith(".")
+
+
 def _table(path: Path, frames: int) -> list[Utterance]:
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            rows = list(csv.DictReader(stream))
-    except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: not a table of UTF-8 text ({error})") from error
+    rows = read_records(path)
     if not rows:
         raise InputError(f"{path}: has no row")
     found: dict[tuple[str, str], Utterance] = {}
@@ -310,15 +311,11 @@ def _row(row: dict[str, str | None], where: str, frames: int) -> Utterance:
     for name in REQUIRED:
         if row.get(name) is None:
             raise InputError(f"{where}: has no cell {name}; must have {', '.join(REQUIRED)}")
-    cells = {
-        name: (value or "").strip()
-        for name, value in row.items()
-        if isinstance(name, str) and not isinstance(value, list)
-    }
+    cells = {name: value or "" for name, value in row.items()}
     sentence = alphabet.check(cells["sentence"], f"{where}: sentence")
     archive = cells.get("archive") or cells["speaker"]
     for name, value in (("utt", cells["utt"]), ("archive or speaker", archive)):
-        if not value or "/" in value or "\\" in value or value.startswith("."):
+        if not is_file_name(value):
             raise InputError(f"{where}: {name}: {value!r}; must be a name of a file without a folder")
     counts = {}
     for name, most in (("frames", frames), ("missing", frames)):
@@ -343,7 +340,8 @@ def _entry(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         return archive.read(name)
     except KeyError:
         raise InputError(f"{path}: holds no {name}") from None
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    # An entry that is encrypted, or packed in a way that zipfile does not know, is a RuntimeError.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError) as error:
         raise InputError(f"{path}: {name} cannot be read ({error})") from error
 
 

@@ -55,7 +55,7 @@ def decode_sheet(
     try:
         with image.open(io.BytesIO(data), formats=("JPEG",)) as picture:
             sheet = np.asarray(picture.convert("L"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, image.DecompressionBombError) as error:
         raise InputError(f"{where}: not a JPEG that can be decoded ({error})") from error
     rows = -(-frames // columns)
     high, wide = sheet.shape

@@ -111,31 +111,29 @@ def read_clip(
         last: number of the last one.
 
     Raises:
-        InputError: nothing can be decoded, or the clip is refused by ``check_frames``, ``at_rate`` or the crop.
+        InputError: nothing can be decoded, or the clip is refused by ``check_frames``, ``rows_at_rate`` or the
+            crop.
     """
     where = str(path)
     video = decode(path, first, last)
     check_frames(video.frames, where)
-    frames = at_rate(video, where, resample=resample)
+    rows = rows_at_rate(video, where, resample=resample)
     notes = []
     if video.gaps and not resample:
         notes.append(f"{where}: {video.gaps} frames are absent between others; resampling puts the rest in time")
-    if resample and len(frames) != len(video.frames):
-        notes.append(
-            f"{where}: {len(video.frames)} frames at {video.fps:.4g} per second became {len(frames)} at {FPS:g}"
-        )
-    found = (Haar() if crop is None else crop).boxes(frames, where, width / height)
+    if resample and len(rows) != len(video.frames):
+        notes.append(f"{where}: {len(video.frames)} frames at {video.fps:.4g} per second became {len(rows)} at {FPS:g}")
+    # Landmarks count the frames of the file: the mouth is found and cut in these, whatever becomes of the rate.
+    found = (Haar() if crop is None else crop).boxes(video.frames, where, width / height)
     boxes, marked = filled(found, LONGEST_GAP)
-    missing = int(marked.sum())
+    missing = int(marked[rows].sum())
     if missing:
-        notes.append(
-            f"{where}: no mouth in {missing} of {len(frames)} frames; they show where it was last or next seen"
-        )
-    mouth = cut(frames, boxes, height, width, where)
+        notes.append(f"{where}: no mouth in {missing} of {len(rows)} frames; they show where it was last or next seen")
+    mouth = cut(video.frames, boxes, height, width, where)[rows]
     if reference is not None:
         x, y = shift_between(mouth.mean(axis=0), reference, where)
         size = (boxes[:, 2:] - boxes[:, :2]) / [width, height]
-        mouth = cut(frames, boxes + np.tile(size * [x, y], 2), height, width, where)
+        mouth = cut(video.frames, boxes + np.tile(size * [x, y], 2), height, width, where)[rows]
     check_frames(mouth, f"{where}: mouth")
     if plain := int((mouth.std(axis=(1, 2)) < LEAST_CONTRAST).sum()):
         notes.append(f"{where}: {plain} of {len(mouth)} frames are of one grey level")
@@ -147,6 +145,8 @@ def read_clip(
 def decode(path: Path, first: int | None = None, last: int | None = None) -> Video:
     """All frames of a video file, or of a folder of pictures ``<n>.jpg`` from number ``first`` to ``last``.
 
+    Frames of a file that says how they are to be turned, as telephones write, are turned.
+
     Raises:
         InputError: no such file, nothing can be decoded, too many frames, or pictures that are absent or of two sizes.
     """
@@ -157,8 +157,8 @@ def decode(path: Path, first: int | None = None, last: int | None = None) -> Vid
     return _decode_file(path)
 
 
-def at_rate(video: Video, where: str, *, resample: bool = False) -> Frames:
-    """The frames ``(T, H, W)`` at 25 a second.
+def rows_at_rate(video: Video, where: str, *, resample: bool = False) -> NDArray[np.intp]:
+    """Which frames are shown at 25 a second, ``(T,)`` indices into ``video.frames`` that do not fall.
 
     Resampling takes, for each 1/25 s from the first time stamp to the last, the frame that is nearest in time.
 
@@ -168,10 +168,11 @@ def at_rate(video: Video, where: str, *, resample: bool = False) -> Frames:
         resample: allow another rate.
 
     Raises:
-        InputError: the rate is another, or a tenth of the frames are absent, and ``resample`` is off.
+        InputError: the rate is another, or a tenth of the frames are absent, and ``resample`` is off; or resampling
+            would give more than 3000 frames.
     """
     if video.times is None:
-        return video.frames
+        return np.arange(len(video.frames))
     if not resample:
         if abs(video.fps / FPS - 1) > FPS_TOLERANCE:
             raise InputError(
@@ -182,14 +183,18 @@ def at_rate(video: Video, where: str, *, resample: bool = False) -> Frames:
                 f"{where}: {video.gaps} frames are absent between {len(video.frames)}; must be an even "
                 f"{FPS:g} per second, or resample it (--resample)"
             )
-        return video.frames
+        return np.arange(len(video.frames))
     times = video.times - video.times[0]
     # The last frame is shown for as long as the others are.
     count = max(1, round((times[-1] + 1 / video.fps) * FPS))
-    wanted = np.arange(count) / FPS
+    # One time stamp that is wrong may lie hours after the others.
+    if count > MOST_FRAMES:
+        raise InputError(
+            f"{where}: {len(times)} frames over {times[-1]:.4g} s by the time stamps; must be at most "
+            f"{MOST_FRAMES / FPS:g} s to resample"
+        )
     middle = (times[1:] + times[:-1]) / 2
-    found: Frames = video.frames[np.searchsorted(middle, wanted - 1e-9)]
-    return found
+    return np.searchsorted(middle, np.arange(count) / FPS - 1e-9)
 
 
 def check_frames(frames: Frames | NDArray[np.floating] | Tensor, where: str) -> None:
@@ -238,7 +243,9 @@ def _decode_file(path: Path) -> Video:
             for frame in container.decode(stream):
                 if len(frames) == MOST_FRAMES:
                     raise InputError(f"{path}: more than {MOST_FRAMES} frames; cut it into utterances")
-                frames.append(frame.to_ndarray(format="gray"))
+                # A telephone that is held upright writes lying frames and says how they are to be turned.
+                turns = round(getattr(frame, "rotation", 0) / 90)
+                frames.append(np.rot90(frame.to_ndarray(format="gray"), turns))
                 times.append(frame.time)
     except av.FFmpegError as error:
         # A file that breaks off in its midst still gives the frames before; one that gives none is refused below.
@@ -260,16 +267,16 @@ def _pictures(folder: Path, first: int | None, last: int | None) -> Frames:
     if not found:
         raise InputError(f"{folder}: no frame can be decoded; must hold pictures <number>.jpg")
     start, end = min(found) if first is None else first, max(found) if last is None else last
+    if end - start >= MOST_FRAMES:
+        raise InputError(f"{folder}: more than {MOST_FRAMES} frames, {start}.jpg to {end}.jpg; cut it into utterances")
     if absent := [n for n in range(start, end + 1) if n not in found]:
         raise InputError(f"{folder}: {absent[0]}.jpg is absent between {start}.jpg and {end}.jpg")
-    if end - start >= MOST_FRAMES:
-        raise InputError(f"{folder}: more than {MOST_FRAMES} frames; cut it into utterances")
     frames: list[Frames] = []
     for number in range(start, end + 1):
         try:
             with image.open(found[number], formats=("JPEG",)) as picture:
                 frames.append(np.asarray(picture.convert("L")))
-        except (OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, image.DecompressionBombError) as error:
             raise InputError(f"{found[number]}: not a JPEG that can be decoded ({error})") from error
         if frames[-1].shape != frames[0].shape:
             raise InputError(f"{found[number]}: another size than {found[start].name}; must be one")

@@ -79,6 +79,8 @@ def test_read_names_the_file(tmp_path) -> None:
         align.read(path, frames=75)
     path.write_text(align_text("bin blue at f two now", blanks=" "))
     assert align.read(path, frames=75).onset == 14
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert align.read(path, frames=75).onset == 14
 
 
 @pytest.mark.skipif(not shared().exists(), reason="the shared GRID clips are absent")

@@ -11,7 +11,7 @@ from core.errors import InputError
 from simulators.lips.crop import FixedBox, Haar, Landmarks, Whole, cut, filled, parse_crop, shift_between
 from simulators.lips.pack import Pack
 from simulators.lips.video import read_clip
-from tests.simulators.lips_cases import mouth, shared
+from tests.simulators.lips_cases import mouth, shared, write_video
 
 pytest.importorskip("PIL")
 
@@ -139,6 +139,40 @@ def test_faults_of_landmarks_are_named(tmp_path, text: str, said: str) -> None:
     assert said in str(error.value)
     with pytest.raises(InputError, match="no such file"):
         Landmarks(tmp_path).boxes(mouth(10), "b.mpg", 1.5)
+
+
+def test_landmarks_must_be_a_table_and_may_begin_with_a_mark(tmp_path) -> None:
+    path = tmp_path / "a.csv"
+    write_landmarks(path, 10, 20)
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert Landmarks(tmp_path).points(10, Path("a.mpg")).shape == (10, 20, 2)
+    path.write_bytes(text.encode() + b"\xff")
+    with pytest.raises(InputError, match=r"a.csv: is not UTF-8 text"):
+        Landmarks(tmp_path).points(10, Path("a.mpg"))
+    path.write_text("frame," + "x" * 140_000)
+    with pytest.raises(InputError, match=r"a.csv: not a table"):
+        Landmarks(tmp_path).points(10, Path("a.mpg"))
+
+
+@pytest.mark.parametrize(("fps", "count"), [(30, 60), (20, 40)])
+def test_landmarks_count_the_frames_of_the_file_also_when_it_is_resampled(tmp_path, fps: int, count: int) -> None:
+    pytest.importorskip("av")
+    frames = np.full((count, 96, 160), 60, dtype=np.uint8)
+    for t in range(count):
+        # A bright mark in the middle of the lips, which move by a pixel a frame.
+        frames[t, 46:54, 56 + t : 64 + t] = 220
+    path = write_video(tmp_path / "a.mp4", frames, fps=fps, codec="mpeg4")
+    write_landmarks(tmp_path / "a.csv", count, 20, absent=tuple(range(20, 30)), shift=1.0)
+    # Twelve points lie around the middle and eight in it, as the crop counts them.
+    clip = read_clip(path, crop=Landmarks(tmp_path), resample=True, height=40, width=60)
+    assert len(clip.frames) == 50
+    shown = [round(i * fps / 25 - 1e-9) for i in range(50)]
+    assert clip.missing == sum(20 <= t < 30 for t in shown)
+    bright = np.maximum(clip.frames.astype(float) - 120, 0).sum(axis=1)
+    place = (bright @ (np.arange(60) + 0.5)) / bright.sum(axis=1)
+    steady = [i for i, t in enumerate(shown) if 5 <= t < 14 or 36 <= t < count - 6]
+    np.testing.assert_allclose(place[steady], 30, atol=0.6)
 
 
 def test_the_mouth_is_below_the_median_face() -> None:

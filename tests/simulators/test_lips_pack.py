@@ -185,11 +185,67 @@ def test_speakers_that_nobody_knows_do_not_leak() -> None:
         ({"height": 30}, "height 32 pixels; must be 30"),
         ({"fps": 30.0}, "fps: 30.0; must be 25"),
         ({"columns": 0}, "columns: 0"),
+        ({"fps": "abc"}, "pack.json: fps: 'abc'; must be 25"),
+        ({"fps": None}, "pack.json: fps: None; must be 25"),
     ],
 )
 def test_faults_of_the_record_are_named(tmp_path: Path, record: dict[str, object], said: str) -> None:
     with pytest.raises(InputError, match=said):
         Pack.open(write_pack(tmp_path / "p", **record))
+
+
+def test_a_record_of_another_shape_tells_no_crop(tmp_path: Path) -> None:
+    for number, request in enumerate(([1], {"settings": [1]}, {"settings": {"crop": 3}})):
+        assert Pack.open(write_pack(tmp_path / str(number), request=request)).crop is None
+    assert Pack.open(write_pack(tmp_path / "p", request={"settings": {"crop": "haar"}})).crop == "haar"
+
+
+def test_a_table_may_begin_with_a_mark_and_must_be_a_table(tmp_path: Path) -> None:
+    folder = write_pack(tmp_path / "p")
+    path = folder / "index.csv"
+    text = path.read_text()
+    path.write_text(text, encoding="utf-8-sig")
+    assert Pack.open(folder).sentences == ["bin now"] * 3
+    path.write_text(text.replace("bin now", "x" * 140_000))
+    with pytest.raises(InputError, match=r"index.csv: not a table \(field larger"):
+        Pack.open(folder)
+    path.write_bytes(text.encode() + b"\xff\n")
+    with pytest.raises(InputError, match=r"index.csv: is not UTF-8 text"):
+        Pack.open(folder)
+
+
+def spoiled(data: bytes, places: dict[int, int]) -> bytes:
+    """The bytes with some of them flipped, by their place."""
+    changed = bytearray(data)
+    for place, bits in places.items():
+        changed[place] ^= bits
+    return bytes(changed)
+
+
+def test_entries_that_cannot_be_unpacked_are_refused(tmp_path: Path) -> None:
+    folder = write_pack(tmp_path / "p")
+    archive = folder / "s2_mouth.zip"
+    sheet = encode_sheet(clip(2))
+    with zipfile.ZipFile(archive, "w", compression=zipfile.ZIP_DEFLATED) as target:
+        target.writestr("u2.jpg", sheet)
+    data = archive.read_bytes()
+    table, start = data.find(b"PK\x01\x02"), 30 + len("u2.jpg")
+    # The first block of the stream of an unknown kind; and the flag of a password, which the file has twice.
+    for places, said in (
+        ({start: data[start] ^ 0x07}, "invalid block type"),
+        ({6: 1, table + 8: 1}, "encrypted"),
+    ):
+        archive.write_bytes(spoiled(data, places))
+        with pytest.raises(InputError, match=rf"s2_mouth.zip: u2.jpg cannot be read \(.*{said}"):
+            Pack.open(folder).frames([2])
+
+
+def test_a_sheet_that_says_it_is_huge_is_refused() -> None:
+    sheet = bytearray(encode_sheet(clip(0)))
+    place = sheet.find(b"\xff\xc0")
+    sheet[place + 5 : place + 9] = b"\xff" * 4
+    with pytest.raises(InputError, match=r"a: not a JPEG that can be decoded \(Image size"):
+        decode_sheet(bytes(sheet), "a", FRAMES)
 
 
 def test_damaged_archives_are_refused(tmp_path: Path) -> None:

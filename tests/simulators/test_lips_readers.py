@@ -66,6 +66,17 @@ def test_every_layout_of_grid_is_read(tmp_path: Path, place: str, pictures: bool
     assert found[0].path.is_dir() == pictures
 
 
+def test_the_raw_videos_of_grid_are_read_and_hidden_files_are_not(tmp_path: Path) -> None:
+    for place in ("s1/video/mpg_6000", "s2/video", "s3"):
+        for name in ("bbaf2n", "._bbaf2n"):
+            touch(tmp_path / place / f"{name}.mpg")
+    (tmp_path / "s1" / "video" / "mpg_6000" / ".cache").mkdir()
+    found, _ = read_grid(tmp_path)
+    assert [(r.speaker, r.path.relative_to(tmp_path).as_posix()) for r in found] == [
+        ("s1", "s1/video/mpg_6000/bbaf2n.mpg"), ("s2", "s2/video/bbaf2n.mpg"), ("s3", "s3/bbaf2n.mpg"),
+    ]  # fmt: skip
+
+
 def test_alignments_must_match_the_clips_and_their_names(tmp_path: Path) -> None:
     grid(tmp_path, ("s1",), 2)
     touch(tmp_path / "align" / f"{names(2)[0]}.align", align_text("lay blue at a zero again"))
@@ -187,7 +198,7 @@ def test_lrw_is_read_from_both_levels(tmp_path: Path) -> None:
     assert [(w.text, w.start, w.end) for w in words] == [("about", 7, 21)]
 
 
-@pytest.mark.parametrize(("duration", "frames"), [(0.53, (7, 21)), (0.08, (13, 15)), (1.16, (0, 29))])
+@pytest.mark.parametrize(("duration", "frames"), [(0.53, (7, 21)), (0.08, (13, 15)), (0.02, (14, 15)), (1.16, (0, 29))])
 def test_words_of_lrw_are_in_the_middle(duration: float, frames: tuple[int, int]) -> None:
     assert word_frames(duration) == frames
 
@@ -203,6 +214,18 @@ def test_words_of_lrw_must_be_in_the_list(tmp_path: Path) -> None:
     assert "1 words of the list have no folder, such as YOUNG" in notes[0]
     with pytest.raises(InputError, match="no such file"):
         read_lrw(tmp_path, tmp_path / "none.txt")
+
+
+def test_a_clip_of_lrw_that_ends_before_its_word_is_refused(tmp_path: Path) -> None:
+    found, _ = read_lrw(lrw(tmp_path, ("ABOUT",), "Duration: 0.40 seconds"))
+    assert [(w.start, w.end) for w in found[0].align(29, 12).words] == [(9, 12)]
+    with pytest.raises(InputError, match=r"ABOUT_00001.txt: the word starts at frame 9 of 6; the clip must have 29"):
+        found[0].align(29, 6)
+
+
+def test_hidden_files_of_lrw_are_passed_over(tmp_path: Path) -> None:
+    touch(lrw(tmp_path, ("ABOUT",)) / "lipread_mp4" / "ABOUT" / "val" / "._ABOUT_00001.mp4")
+    assert len(read_lrw(tmp_path)[0]) == 6
 
 
 def test_faults_of_lrw_are_named(tmp_path: Path) -> None:
@@ -243,6 +266,37 @@ def test_lrw1000_is_read(tmp_path: Path) -> None:
     ]  # fmt: skip
     words = found[0].align(30, 16).words
     assert [(w.text, w.start, w.end) for w in words] == [("zhong", 0, 8), ("guo", 8, 16)]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "times", "shown", "word"),
+    [
+        ((1, 40), "0.60,0.73", (15, 19), (1, 5)),
+        ((1, 40), "0.60,0.60", (14, 18), (2, 3)),
+        ((16, 40), "0.60,0.73", (16, 20), (0, 4)),
+        ((1, 20), "0.76,0.77", (16, 20), (4, 5)),
+        ((16, 19), "0.60,0.73", (16, 19), (0, 4)),
+        ((1, 40), "0.60,0.77", (16, 20), (0, 5)),
+    ],
+)
+def test_short_words_of_lrw1000_are_read_with_the_frames_around_them(
+    tmp_path: Path, pictures: tuple[int, int], times: str, shown: tuple[int, int], word: tuple[int, int]
+) -> None:
+    place = lrw1000(tmp_path, trn=f"d4, 0, ni hao, {times}").joinpath("images", "d4")
+    write_pictures(place, mouth(pictures[1] - pictures[0] + 1), first=pictures[0])
+    found = read_lrw1000(tmp_path)[0][0]
+    start, end = (int(25 * float(time)) + 1 for time in times.split(","))
+    assert found.name == f"d4_{start}_{end}", "the name has the word's own frames"
+    assert (found.first, found.last) == shown
+    assert found.align is not None
+    words = found.align(30, shown[1] - shown[0] + 1)
+    assert (words.onset, words.words[0].end, words.offset) == (word[0], sum(word) / 2, word[1])
+
+
+def test_short_words_of_lrw1000_that_share_their_window_are_two(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images" / "d4", mouth(5))
+    found, _ = read_lrw1000(lrw1000(tmp_path, trn="d4, 0, ren, 0, 0.08\nd4, 0, hao, 0.12, 0.16"))
+    assert [(r.name, r.first, r.last) for r in found[:2]] == [("d4_1_3", 1, 5), ("d4_4_5", 1, 5)]
 
 
 def test_long_words_of_lrw1000_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -301,6 +355,8 @@ def test_a_folder_of_ones_own_is_read(tmp_path: Path) -> None:
         ("one,,,\ntwo,,,bye", "row 2: sentence: is empty"),
         ("one,,dev,hello\ntwo,,,bye", "row 2: split 'dev'; must be one of"),
         ("one,a/b,,hello\ntwo,,,bye", "row 2: speaker 'a/b'"),
+        ("one,a\\b,,hello\ntwo,,,bye", r"row 2: speaker 'a\\b'; must be a name of a file without a folder"),
+        (f'one,,,"{"x" * 140_000}"', "index.csv: not a table (field larger than field limit"),
         ("one,,,hello\none,,,bye", "row 3: one stands twice"),
     ],
 )
@@ -311,6 +367,27 @@ def test_faults_of_a_folder_are_named(tmp_path: Path, rows: str, said: str) -> N
     with pytest.raises(InputError) as error:
         read_folder(tmp_path)
     assert said in str(error.value)
+
+
+def test_tables_may_begin_with_a_mark_and_have_blanks(tmp_path: Path) -> None:
+    for name in ("one.mp4", "two.mp4", "._one.mp4"):
+        touch(tmp_path / name)
+    text = "utt,speaker,split ,sentence\n\none , anna,,hello,more\n   \ntwo,,test,bye  \n"
+    (tmp_path / "index.csv").write_text(text, encoding="utf-8-sig")
+    found, _ = read_folder(tmp_path)
+    assert [(r.name, r.speaker, r.split, r.sentence) for r in found] == [
+        ("one", "anna", "train", "hello"), ("two", "", "test", "bye"),
+    ]  # fmt: skip
+
+
+def test_a_list_that_is_no_table_is_refused(tmp_path: Path) -> None:
+    listed = tmp_path / "split.csv"
+    listed.write_text(f'speaker,utt,split\ns3,bbaaza,"{"x" * 140_000}"\n')
+    with pytest.raises(InputError, match=r"split.csv: not a table"):
+        read_grid(grid(tmp_path / "g", ("s3",)), listed=listed)
+    listed.write_bytes(b"speaker,utt,split\ns3,bbaaza,\xff\n")
+    with pytest.raises(InputError, match=r"split.csv: is not UTF-8 text"):
+        read_grid(tmp_path / "g", listed=listed)
 
 
 def test_a_folder_needs_its_table_and_different_names(tmp_path: Path) -> None:

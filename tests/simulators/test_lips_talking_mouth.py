@@ -116,6 +116,7 @@ def test_a_sentence_can_be_read_from_clean_features():
         (lambda: TalkingMouth(frames=4), "frames: 4; allowed: at least 5"),
         (lambda: TalkingMouth(height=4), "height: 4"),
         (lambda: TalkingMouth(first_frame=-1), "first_frame: -1"),
+        (lambda: TalkingMouth(first_frame=75), "first_frame: 75; allowed: 0 to 74"),
         (lambda: TalkingMouth().trajectory(0, seeded(), PEOPLE), "batch: 0"),
         (lambda: TalkingMouth().trajectory(2, seeded(), PEOPLE, slots=torch.zeros(1, 6).long()), "sentences: 1"),
         (lambda: TalkingMouth().trajectory(1, seeded(), PEOPLE, speaker=torch.tensor([20])), "allowed: 0 to 19"),

@@ -8,7 +8,7 @@ import torch
 
 from core.errors import InputError
 from simulators.lips.crop import Whole
-from simulators.lips.video import Video, at_rate, check_frames, decode, load_clip, padded, read_clip
+from simulators.lips.video import Video, check_frames, decode, load_clip, padded, read_clip, rows_at_rate
 from tests.simulators.lips_cases import mouth, shared, write_pictures, write_video
 
 pytest.importorskip("av")
@@ -38,7 +38,7 @@ def test_resampling_goes_by_the_time_stamps() -> None:
     # Shown at 0, 40, 80, then nothing for 120 ms, then 200 and 240: by index the last two would come too early.
     times = np.array([0, 40, 80, 200, 240]) / 1000
     frames = np.arange(5, dtype=np.uint8)[:, None, None] * np.ones((1, 4, 4), dtype=np.uint8)
-    found = at_rate(Video(frames, times), "a", resample=True)[:, 0, 0]
+    found = frames[rows_at_rate(Video(frames, times), "a", resample=True)][:, 0, 0]
     assert found.tolist() == [0, 1, 2, 2, 3, 3, 4]
 
 
@@ -46,14 +46,14 @@ def test_resampling_goes_by_the_time_stamps() -> None:
 def test_resampling_keeps_time(fps: float) -> None:
     count = round(3 * fps)
     frames = np.arange(count, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), dtype=np.uint8)
-    found = at_rate(Video(frames, np.arange(count) / fps + 7.0), "a", resample=True)[:, 0, 0]
+    found = frames[rows_at_rate(Video(frames, np.arange(count) / fps + 7.0), "a", resample=True)][:, 0, 0]
     assert abs(len(found) - 75) <= 1
     assert np.abs(found / fps - np.arange(len(found)) / 25).max() <= 0.5 / fps + 1e-6
 
 
 def test_clips_at_25_are_left_as_they_are_by_resampling() -> None:
     frames = mouth(40)
-    np.testing.assert_array_equal(at_rate(Video(frames, np.arange(40) / 25), "a", resample=True), frames)
+    np.testing.assert_array_equal(rows_at_rate(Video(frames, np.arange(40) / 25), "a", resample=True), np.arange(40))
 
 
 def test_another_rate_is_refused_unless_resampled(tmp_path) -> None:
@@ -73,7 +73,41 @@ def test_missing_frames_within_a_clip_are_told_and_many_are_refused(tmp_path) ->
     assert len(clip.frames) == 28
     assert len(load_clip(path, crop=Whole(), resample=True)) == 30
     with pytest.raises(InputError, match="10 frames are absent between 20; must be an even 25 per second"):
-        at_rate(Video(mouth(20), np.r_[np.arange(10), np.arange(20, 30)] / 25), "a")
+        rows_at_rate(Video(mouth(20), np.r_[np.arange(10), np.arange(20, 30)] / 25), "a")
+
+
+def test_a_time_stamp_that_is_wrong_takes_no_memory(tmp_path) -> None:
+    times = np.r_[np.arange(74) / 25, 500.0]
+    video = Video(mouth(75), times)
+    with pytest.raises(InputError, match="a: 75 frames over 500 s by the time stamps; must be at most 120 s"):
+        rows_at_rate(video, "a", resample=True)
+    assert len(rows_at_rate(Video(mouth(75), np.r_[np.arange(74) / 25, 119.0]), "a", resample=True)) == 2976
+    folder = write_pictures(tmp_path / "a", mouth(1))
+    (folder / "1.jpg").rename(folder / "200000000.jpg")
+    write_pictures(folder, mouth(1))
+    with pytest.raises(InputError, match=r"more than 3000 frames, 1.jpg to 200000000.jpg; cut it into utterances"):
+        decode(folder)
+
+
+def test_a_clip_of_a_telephone_held_upright_is_turned(tmp_path) -> None:
+    frames = np.zeros((10, 96, 160), dtype=np.uint8)
+    frames[:, :32] = 200
+    data = write_video(tmp_path / "a.mp4", frames, codec="mpeg4").read_bytes()
+    # The writer has no word for it: the matrix of the track, in the 'tkhd' box, is put in place.
+    one = 0x10000
+    lying = np.array([one, 0, 0, 0, one, 0, 0, 0, 0x40000000], dtype=">i4").tobytes()
+    place = data.find(lying, data.find(b"tkhd"))
+    for matrix, shape, bright in (
+        ([0, one, 0, -one, 0, 0], (10, 160, 96), np.s_[:, :, -24:]),
+        ([0, -one, 0, one, 0, 0], (10, 160, 96), np.s_[:, :, :24]),
+        ([-one, 0, 0, 0, -one, 0], (10, 96, 160), np.s_[:, -24:]),
+    ):
+        turned = np.array([*matrix, 0, 0, 0x40000000], dtype=">i4").tobytes()
+        (tmp_path / "b.mp4").write_bytes(data[:place] + turned + data[place + 36 :])
+        found = decode(tmp_path / "b.mp4").frames
+        assert found.shape == shape
+        assert found[bright].mean() > 190
+        assert found.mean() < 80
 
 
 def test_load_clip_gives_a_tensor(tmp_path) -> None:
@@ -121,6 +155,12 @@ def test_files_without_frames_are_refused(tmp_path) -> None:
     write_pictures(tmp_path / "folder", mouth(5))
     (tmp_path / "folder" / "3.jpg").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"3.jpg: not a JPEG that can be decoded"):
+        decode(tmp_path / "folder")
+    huge = bytearray((tmp_path / "folder" / "2.jpg").read_bytes())
+    place = huge.find(b"\xff\xc0")
+    huge[place + 5 : place + 9] = b"\xff" * 4
+    (tmp_path / "folder" / "3.jpg").write_bytes(huge)
+    with pytest.raises(InputError, match=r"3.jpg: not a JPEG that can be decoded \(Image size"):
         decode(tmp_path / "folder")
 
 

@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
-import csv
 from functools import partial
 from pathlib import Path
 
 from core.errors import InputError
 from simulators.lips import align, alphabet
 from simulators.lips.align import Alignment
-from simulators.lips.readers.recording import SPLITS, Recording, lines
+from simulators.lips.pack import is_file_name
+from simulators.lips.readers.recording import SPLITS, Recording
+from simulators.lips.tables import read_records
 from simulators.lips.video import SUFFIXES
 
 INDEX = "index.csv"
@@ -31,14 +32,12 @@ def read_folder(root: Path) -> tuple[list[Recording], list[str]]:
         raise InputError(
             f"{root / INDEX}: no such file; own clips need one with the columns utt, speaker, split, sentence"
         )
-    rows = list(csv.DictReader(lines(root / INDEX)))
+    rows = read_records(root / INDEX)
     videos = find_videos(root)
     found: dict[str, Recording] = {}
     for number, row in enumerate(rows, start=2):
         where = f"{root / INDEX}: row {number}"
-        recording = _recording(
-            {k: (v or "").strip() for k, v in row.items() if isinstance(v, str | None)}, where, videos
-        )
+        recording = _recording({name: cell or "" for name, cell in row.items()}, where, videos)
         if recording.name in found:
             raise InputError(f"{where}: {recording.name} stands twice")
         found[recording.name] = recording
@@ -52,8 +51,12 @@ def read_folder(root: Path) -> tuple[list[Recording], list[str]]:
 
 
 def videos_below(root: Path) -> list[Path]:
-    """All video files below a folder, sorted."""
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    """All video files below a folder, sorted; hidden ones, as macOS leaves beside each file, are none."""
+    return sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith(".")
+    )
 
 
 def find_videos(root: Path) -> dict[str, Path]:
@@ -79,8 +82,9 @@ def _recording(cells: dict[str, str], where: str, videos: dict[str, Path]) -> Re
     if split not in SPLITS:
         raise InputError(f"{where}: split {split!r}; must be one of {', '.join(SPLITS)}")
     speaker = cells.get("speaker", "")
-    if "/" in speaker or speaker.startswith("."):
-        raise InputError(f"{where}: speaker {speaker!r}; must be a name without a folder")
+    for kind, value in (("utt", name), ("speaker", speaker or ARCHIVE)):
+        if not is_file_name(value):
+            raise InputError(f"{where}: {kind} {value!r}; must be a name of a file without a folder")
     path = videos[name].with_suffix(".align")
     reader = partial(_align, path, sentence) if path.exists() else None
     return Recording(name, speaker, split, sentence, videos[name], speaker or ARCHIVE, reader)

@@ -4,14 +4,15 @@ Cooke, Barker, Cunningham, Shao, JASA 120(5), 2421 (2006); DOI 10.5281/zenodo.36
 of its sentence: ``bbaf2n`` says "bin blue at f two now". Layouts that are read:
 
     <root>/s1/*.mpg                       or another video suffix, or the same in <root>/s1/video/
-    <root>/s1/video/mpg_6000/<utt>/<n>.jpg
+    <root>/s1/video/mpg_6000/*.mpg        or another video suffix, or pictures <utt>/<n>.jpg
     <root>/align/<utt>.align, <root>/alignments/s1/<utt>.align, <root>/s1/align/<utt>.align,
     <root>/GRID_align_txt/s1/align/<utt>.align
+
+Hidden files and folders, whose names begin with a dot, are passed over.
 """
 
 from __future__ import annotations
 
-import csv
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,8 @@ from simulators.lips import align
 from simulators.lips.align import Alignment
 from simulators.lips.grammar import GRID
 from simulators.lips.pack import refuse_leakage
-from simulators.lips.readers.recording import SPLITS, Recording, lines
+from simulators.lips.readers.recording import SPLITS, Recording
+from simulators.lips.tables import read_records
 from simulators.lips.video import SUFFIXES
 
 Split = Literal["unseen", "overlapped"]
@@ -68,7 +70,10 @@ def read_grid(
             continue
         found += _speaker(root, folder.name, clips, notes)
     if not found:
-        raise InputError(f"{root}: no clip below {speakers[0].name}; must hold videos, or video/mpg_6000/<utt>/<n>.jpg")
+        raise InputError(
+            f"{root}: no clip below {speakers[0].name}; must hold videos, there or in video/mpg_6000, or "
+            "video/mpg_6000/<utt>/<n>.jpg"
+        )
     if (root / "align").is_dir() and len({r.name for r in found}) < len(found):
         notes.append(f"{root / 'align'}: one folder for speakers who say the same; times may be another's")
     found = _listed(found, listed) if listed is not None else _divided(found, split, seed)
@@ -99,10 +104,12 @@ def _clips(folder: Path) -> dict[str, Path]:
         if not place.is_dir():
             continue
         pictures = place.name == "mpg_6000"
+        # macOS leaves a hidden "._<utt>.mpg" beside each file that it copies.
+        shown = sorted(path for path in place.iterdir() if not path.name.startswith("."))
         clips = {
             path.stem: path
-            for path in sorted(place.iterdir())
-            if (path.is_dir() if pictures else path.suffix.lower() in SUFFIXES and path.is_file())
+            for path in shown
+            if (path.suffix.lower() in SUFFIXES and path.is_file()) or (pictures and path.is_dir())
         }
         if clips:
             return clips
@@ -177,18 +184,19 @@ def _with_validation(recordings: list[Recording], count: int, seed: int) -> list
 
 
 def _listed(recordings: list[Recording], path: Path) -> list[Recording]:
-    rows = list(csv.DictReader(lines(path)))
+    rows = read_records(path)
     known = {(r.speaker, r.name): r for r in recordings}
     found = {}
     for number, row in enumerate(rows, start=2):
         key = (row.get("speaker") or "", row.get("utt") or "")
         if key not in known:
             raise InputError(f"{path}: row {number}: speaker {key[0]!r}, utt {key[1]!r}: no such clip")
-        if row.get("split") not in SPLITS:
-            raise InputError(f"{path}: row {number}: split {row.get('split')!r}; must be one of {', '.join(SPLITS)}")
+        split = row.get("split") or ""
+        if split not in SPLITS:
+            raise InputError(f"{path}: row {number}: split {split!r}; must be one of {', '.join(SPLITS)}")
         if key in found:
             raise InputError(f"{path}: row {number}: {key[1]} of {key[0]} stands twice")
-        found[key] = replace(known[key], split=row["split"])
+        found[key] = replace(known[key], split=split)
     if not found:
         raise InputError(f"{path}: has no row; must have the columns speaker, utt, split")
     return list(found.values())

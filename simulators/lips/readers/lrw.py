@@ -12,7 +12,8 @@ from pathlib import Path
 from core.errors import InputError
 from simulators.lips import alphabet
 from simulators.lips.align import Alignment, Word
-from simulators.lips.readers.recording import SPLITS, Recording, lines
+from simulators.lips.readers.recording import SPLITS, Recording
+from simulators.lips.tables import read_text
 
 FRAMES = 29
 LIST = "label_sorted.txt"
@@ -28,13 +29,12 @@ def read_lrw(root: Path, words: Path | None = None) -> tuple[list[Recording], li
             names of the folders.
 
     Raises:
-        InputError: no word is found, one is not in the list, a video has no text or the other way round, or a split of
-            a word is absent from all.
+        InputError: no word is found, one is not in the list, or a video has no text or the other way round.
     """
     base = root / "lipread_mp4" if (root / "lipread_mp4").is_dir() else root
     folders = sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
     listing = words or next((p for p in (root / LIST, base / LIST) if p.exists()), None)
-    allowed = {line.strip().upper() for line in lines(listing) if line.strip()} if listing else None
+    allowed = {word.upper() for word in _lines(listing)} if listing else None
     found: list[Recording] = []
     for folder in folders:
         if allowed is not None and folder.name.upper() not in allowed:
@@ -50,15 +50,17 @@ def read_lrw(root: Path, words: Path | None = None) -> tuple[list[Recording], li
 
 def word_frames(duration: float) -> tuple[int, int]:
     """First frame of the word and the one after its last, in a clip of 29 frames whose word is in the middle."""
-    return max(0, int(14.5 - 12.5 * duration)), min(FRAMES, int(14.5 + 12.5 * duration))
+    start, end = max(0, int(14.5 - 12.5 * duration)), min(FRAMES, int(14.5 + 12.5 * duration))
+    return start, max(end, start + 1)
 
 
 def _clips(folder: Path, split: str) -> list[Recording]:
     place = folder / split
     if not place.is_dir():
         return []
-    videos = {path.stem: path for path in sorted(place.glob("*.mp4"))}
-    texts = {path.stem for path in place.glob("*.txt")}
+    # Hidden files, as macOS leaves beside each that it copies, are no clips.
+    videos = {path.stem: path for path in sorted(place.glob("[!.]*.mp4"))}
+    texts = {path.stem for path in place.glob("[!.]*.txt")}
     if odd := sorted(set(videos) ^ texts):
         kind = "text" if odd[0] in videos else "video"
         raise InputError(f"{place}: {odd[0]} has no {kind}; {len(videos)} videos and {len(texts)} texts must match")
@@ -74,8 +76,8 @@ def _clips(folder: Path, split: str) -> list[Recording]:
 
 
 def _align(path: Path, word: str, frames: float, spoken: float) -> Alignment:
-    found = [line for line in lines(path) if line]
-    match = re.fullmatch(r"Duration:\s*([\d.]+)\s*seconds?", found[-1].strip()) if found else None
+    found = _lines(path)
+    match = re.fullmatch(r"Duration:\s*([\d.]+)\s*seconds?", found[-1]) if found else None
     try:
         duration = float(match.group(1)) if match else 0.0
     except ValueError:
@@ -84,4 +86,10 @@ def _align(path: Path, word: str, frames: float, spoken: float) -> Alignment:
         said = found[-1] if found else ""
         raise InputError(f"{path}: last line {said!r}; must be 'Duration: <s> seconds' with 0 < s <= {FRAMES / 25:g}")
     start, end = word_frames(duration)
+    if spoken <= start:
+        raise InputError(f"{path}: the word starts at frame {start} of {spoken:g}; the clip must have {FRAMES} frames")
     return Alignment((Word(word, start, min(end, spoken)),))
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]

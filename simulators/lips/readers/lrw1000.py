@@ -2,6 +2,8 @@
 
 <root>/images/<dir>/<n>.jpg
 <root>/info/{trn,val,tst}_1000.txt, lines "dir, -, pinyin, start in s, end in s"; frame int(25 t) + 1
+
+Words of fewer than 5 frames, which no clip may have, are read with the frames around them.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from pathlib import Path
 from core.errors import InputError
 from simulators.lips import alphabet
 from simulators.lips.align import Alignment, Word
-from simulators.lips.readers.recording import Recording, lines
+from simulators.lips.readers.recording import Recording
+from simulators.lips.tables import read_text
+from simulators.lips.video import LEAST_FRAMES
 
 FILES = {"train": "trn_1000.txt", "val": "val_1000.txt", "test": "tst_1000.txt"}
 FRAMES = 30
@@ -31,8 +35,8 @@ def read_lrw1000(root: Path) -> tuple[list[Recording], list[str]]:
     long = 0
     for split, name in FILES.items():
         path = root / "info" / name
-        for number, line in enumerate(lines(path), start=1):
-            if not line:
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
+            if not line.strip():
                 continue
             recording = _recording(line, f"{path}: line {number}", root / "images", split)
             if recording.name in found:
@@ -63,12 +67,28 @@ def _recording(line: str, where: str, images: Path, split: str) -> Recording:
         raise InputError(f"{where}: {folder!r}: no such folder below {images}")
     first, last = int(start * 25) + 1, int(end * 25) + 1
     name = f"{folder.replace('/', '_')}_{first}_{last}"
-    reader = partial(_align, sentence)
-    return Recording(name, "", split, sentence, path, sentence.replace(" ", "_"), reader, first, last)
+    start, end = _with_context(path, first, last)
+    reader = partial(_align, sentence, first - start, last + 1 - start)
+    return Recording(name, "", split, sentence, path, sentence.replace(" ", "_"), reader, start, end)
 
 
-def _align(sentence: str, frames: float, spoken: float) -> Alignment:
-    # The clip is the word and nothing else; of several syllables, each gets an equal part.
+def _with_context(folder: Path, first: int, last: int) -> tuple[int, int]:
+    """Numbers of the first and last frame of a clip around a word: 5 or more, the word in the middle where it can be.
+
+    Where the recording has no more frames on one side, they are taken from the other.
+    """
+    start, end = first, last
+    while end - start + 1 < LEAST_FRAMES:
+        near = [n for n in (start - 1, end + 1) if (folder / f"{n}.jpg").exists()]
+        if not near:
+            break
+        found = min(near, key=lambda n: max(first - n, n - last))
+        start, end = min(start, found), max(end, found)
+    return start, end
+
+
+def _align(sentence: str, start: int, end: int, frames: float, spoken: float) -> Alignment:
+    # The word has all frames of the clip but those around a short one; of several syllables, each gets an equal part.
     words = sentence.split()
-    share = spoken / len(words)
-    return Alignment(tuple(Word(word, i * share, (i + 1) * share) for i, word in enumerate(words)))
+    share = (min(end, spoken) - start) / len(words)
+    return Alignment(tuple(Word(word, start + i * share, start + (i + 1) * share) for i, word in enumerate(words)))

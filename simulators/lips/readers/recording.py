@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.errors import InputError
 from simulators.lips.align import Alignment
 
 SPLITS = ("train", "val", "test")
@@ -38,17 +37,3 @@ class Recording:
     align: Callable[[float, float], Alignment] | None = None
     first: int | None = None
     last: int | None = None
-
-
-def lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file without trailing blanks.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        return [line.rstrip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise InputError(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text") from error
