@@ -53,7 +53,7 @@ class Roles(Config):
     pcpg_gradient: str = "PCPG k5 s2"
     """PCPG's estimator."""
     rloo: str = "RLOO"
-    """The plain policy gradient with the same baseline, told beside it."""
+    """The plain policy gradient with the same baseline, told beside it; the last of the estimators, their reference."""
     corpus: str = "GRID s1"
     """The experiment on recordings."""
 
@@ -71,11 +71,15 @@ def _signal(evidence: Evidence, roles: Roles) -> Verdict:
     for name in (roles.pcpg_gradient, roles.reinforce_gradient):
         if name not in names:
             raise Undecided(f"the study has no gradients of {name}")
+    if names[-1] != roles.rloo:
+        # Cosines are with the last one, which would be PCPG's with itself were that PCPG.
+        raise Undecided(f"the reference of the gradients is {names[-1]}; the claim is about {roles.rloo}")
     ours, ours_left = jackknife(data, roles.pcpg_gradient)
     theirs, theirs_left = jackknife(data, roles.reinforce_gradient)
     repeats = len(ours_left)
     unclear = "a signal is not told from noise; more repeats are needed"
-    if min(ours.snr, theirs.snr) <= 0:
+    # Not by min(), which lets a NaN through.
+    if not (ours.snr > 0 and theirs.snr > 0):
         raise Undecided(unclear)
     difference = math.log(ours.snr / theirs.snr)
     left = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -112,7 +113,7 @@ class Signal:
     """What the gradients of an estimator hold.
 
     Attributes:
-        snr: |true mean|^2 over the variance, of one repeat.
+        snr: |true mean|^2 over the variance, of one repeat; NaN where the repeats do not differ.
         cosine: of the true mean with the reference's.
         one_repeat: cosine of one repeat's gradient with the true mean of the reference, expected.
     """
@@ -135,8 +136,10 @@ def signal(own: Array, shared: Array, reference: Array) -> Signal:
         reference: of the reference's.
     """
     squared, trace = apart(own), float(np.trace(own)) / len(own)
-    snr = squared / (trace - squared)
-    with np.errstate(invalid="ignore"):
+    noise = trace - squared
+    # No variance where an estimator's gradient is 0 in all repeats, as of rewards that are all the same.
+    snr = squared / noise if noise > 0 else math.nan
+    with np.errstate(invalid="ignore", divide="ignore"):
         cosine = apart(shared) / np.sqrt(squared * apart(reference))
         return Signal(snr, float(cosine), float(cosine * np.sqrt(snr / (1 + snr))))
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
+from apps.lipreading.metrics import character_errors
 from apps.lipreading.models import LipReader
-from apps.lipreading.rewards import characters, spelled
 from apps.lipreading.sources import Corpus, Split
 from core import files
 from core.rl.checkpoint import read_tensors
 from core.seeds import stream
 from core.sequence.batch import TokenBatch
-from core.sequence.edit_distance import edit_distances
 from core.sequence.train import Record, SequencePolicyOptimization
 
 
@@ -58,12 +58,19 @@ def look(model: LipReader, corpus: Corpus, split: Split, seed: int, update: int 
     training = model.training
     model.eval()
     for reference, *read in transcribed(model, corpus, split, seed):
-        length = characters(reference)
-        found = [edit_distances(x.tokens, spelled(x), reference.tokens, length).sum() for x in read]
-        edits += torch.stack(found).cpu()
-        count += int(length.sum())
+        found = [character_errors(x, reference) for x in read]
+        edits += torch.stack([errors.edits.sum() for errors in found]).cpu()
+        count += int(found[0].length.sum())
     model.train(training)
     return Look(update, *(edits / count).tolist())
+
+
+def evenly(updates: int, looks: int) -> set[int]:
+    """After which of the updates, counted from 1, to look so many times; the last is after the last update.
+
+    Where there are fewer updates than looks, after each.
+    """
+    return {round(i * updates / looks) for i in range(1, looks + 1)}
 
 
 class Looks:
@@ -72,7 +79,7 @@ class Looks:
     Args:
         model: that learns.
         corpus: whose validation clips are looked at.
-        every: updates from one look to the next.
+        at: numbers of updates done after which to look, see ``evenly``.
         folder: in which looks and best weights survive a kill.
         keep: keep the weights of the smallest greedy error rate.
         seed: of the samples.
@@ -80,22 +87,17 @@ class Looks:
 
     RECORD, BEST = "looks.json", "best.safetensors"
 
-    def __init__(self, model: LipReader, corpus: Corpus, every: int, folder: Path, *, keep: bool, seed: int) -> None:
-        self.model, self.corpus, self.every, self.folder, self.keep, self.seed = (
-            model,
-            corpus,
-            every,
-            folder,
-            keep,
-            seed,
-        )
+    def __init__(
+        self, model: LipReader, corpus: Corpus, at: Collection[int], folder: Path, *, keep: bool, seed: int
+    ) -> None:
+        self.model, self.corpus, self.at, self.folder, self.keep, self.seed = model, corpus, at, folder, keep, seed
         folder.mkdir(parents=True, exist_ok=True)
         record = folder / self.RECORD
         self.found = [Look(**x) for x in json.loads(record.read_text())] if record.exists() else []
 
     def __call__(self, trainer: SequencePolicyOptimization, record: Record) -> None:
         """After an update."""
-        if trainer.step % self.every == 0:
+        if trainer.step in self.at:
             self.look(trainer.step)
 
     def look(self, update: int) -> None:

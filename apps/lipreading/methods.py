@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from apps.lipreading.rewards import UNLABELLED, Kind
 from core.errors import InputError
-from core.sequence.advantages import GroupRelative, LeaveOneOut, SemanticEntropyScale
+from core.sequence.advantages import GroupRelative, LeaveOneOut, RewardToGo, SemanticEntropyScale, StandardisedReturns
 from core.sequence.any_loss import AnyEstimator, AnyLoss
 from core.sequence.losses import MinimumRisk
 from core.study import Config
@@ -18,6 +18,8 @@ OWN_CREDIT = ("pcpg", "minimum_risk")
 """Losses that read rewards, not advantages."""
 SUPPORTED = (*OWN_CREDIT, "reinforce", "grpo", "clip_cov", "kl_cov", "entropy_bonus", "forking_tokens")
 """Losses of transcripts that the model has just sampled."""
+BY_SYMBOL = ("pcpg", "clip_cov", "kl_cov")
+"""Losses that tell the symbols of a transcript apart."""
 
 
 class Method(Config):
@@ -65,6 +67,13 @@ class Method(Config):
         if self.group < 2 and (self.compares or self.reward in UNLABELLED):
             raise InputError(f"group: {self.group}; transcripts of a clip are compared here, at least 2")
         return self
+
+    @property
+    def by_symbol(self) -> bool:
+        """Whether the symbols of a transcript are told apart, for which a model must give each its probability."""
+        estimator = self.estimator.inner if isinstance(self.estimator, SemanticEntropyScale) else self.estimator
+        by_loss = self.loss is not None and self.loss.name in BY_SYMBOL
+        return by_loss or max(self.replaced) > 0 or isinstance(estimator, RewardToGo | StandardisedReturns)
 
     @property
     def compares(self) -> bool:

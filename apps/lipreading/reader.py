@@ -14,7 +14,7 @@ from torch import Tensor
 from apps.lipreading.clips import Clips
 from apps.lipreading.features import EigenLips
 from apps.lipreading.grammars import GRAMMARS
-from apps.lipreading.looks import Look, Looks
+from apps.lipreading.looks import Look, Looks, evenly
 from apps.lipreading.methods import Method
 from apps.lipreading.models import LipReader, build
 from apps.lipreading.models.saving import load_model, save_model
@@ -125,8 +125,8 @@ def make_reader(
     model = fresh_model(config).to(device)
     callbacks = []
     if config.looks:
-        every = max(config.training.updates // config.looks, 1)
-        callbacks.append(Looks(model, corpus, every, checkpoint, keep=config.best, seed=config.seed))
+        at = evenly(config.training.updates, config.looks)
+        callbacks.append(Looks(model, corpus, at, checkpoint, keep=config.best, seed=config.seed))
     records = train(
         model,
         corpus,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
-from core.sequence.advantages import SemanticShare, Voting
+from core.sequence.advantages import SemanticShare, Voting, random_reward
 from core.sequence.batch import TokenBatch
 from core.sequence.edit_distance import edit_distances, prefix_edit_distances
 from simulators.lips import alphabet
@@ -61,8 +61,9 @@ def unlabelled(kind: Kind, batch: TokenBatch) -> Tensor:
         return SemanticShare()(batch)
     if kind == "voting":
         return Voting()(batch)
-    # A coin by the transcripts themselves, so that nothing but the sampler's generator draws.
-    return ((batch.tokens * _powers(batch.tokens.shape[1], batch.tokens.device)).sum(1) >> 17 & 1).float()
+    # By PyTorch's own generator, which the trainer seeds anew for each update. A coin that hangs on the transcript, such
+    # as a hash of it, can be learnt.
+    return random_reward(batch)
 
 
 def characters(reference: TokenBatch) -> Tensor:

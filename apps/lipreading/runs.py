@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 from pydantic import Field, model_validator
 
-from apps.lipreading.looks import Look, Looks, transcribed
+from apps.lipreading.evidence import rate
+from apps.lipreading.looks import Look, Looks, evenly, transcribed
 from apps.lipreading.methods import Method
 from apps.lipreading.metrics import character_errors, word_errors
 from apps.lipreading.models import LipReader
@@ -22,6 +23,7 @@ from core.errors import InputError
 from core.seeds import stream
 from core.sequence.batch import TokenBatch
 from core.sequence.windows import Windowed
+from core.simulation import tree
 from core.study import Context, Run
 
 CURVES = ("loss", "reward", "entropy", "grad_norm", "in_grammar")
@@ -105,8 +107,8 @@ class Fork(Run):
         corpus = (self.source or self.product.reader.source).open(context.device)
         callbacks = []
         if self.looks:
-            every = max(self.training.updates // self.looks, 1)
-            callbacks.append(Looks(reader.model, corpus, every, context.checkpoint, keep=False, seed=0))
+            at = evenly(self.training.updates, self.looks)
+            callbacks.append(Looks(reader.model, corpus, at, context.checkpoint, keep=False, seed=0))
             callbacks[0].look(0)
         records = train(
             reader.model,
@@ -140,8 +142,7 @@ def curve(values: Sequence[float], updates: int) -> np.ndarray:
 
 def chosen_weight(trials: Sequence[xr.Dataset]) -> float:
     """The weight of the trial with the smallest error rate of sampled transcripts; the smaller weight of equal ones."""
-    rates = [(int(x["sampled_edits"].sum()) / int(x["characters"].sum()), float(x.attrs["weight"])) for x in trials]
-    return min(rates)[1]
+    return min((rate(x, "CER sampled"), float(x.attrs["weight"])) for x in trials)[1]
 
 
 def transcripts(model: LipReader, corpus: Corpus, split: Split, seed: int) -> xr.Dataset:
@@ -204,7 +205,8 @@ def attention(model: LipReader, corpus: Corpus, split: Split) -> xr.Dataset:
     """Where the decoder looked ``(example, written, step)`` while it wrote the first clips, and when words begin."""
     if model.ctc:
         return xr.Dataset()
-    seen = next(corpus.batches(split, SHOWN))
+    # Of parts of the size that ``transcripts`` reads: the noise of simulated clips hangs on it.
+    seen = tree.take(next(corpus.batches(split)), slice(SHOWN))
     greedy = model.sample(seen.clips, 1, corpus.max_length + 4, 0.0)
     weights = model.attention(greedy).cpu().numpy()
     return xr.Dataset(

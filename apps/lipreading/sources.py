@@ -78,7 +78,7 @@ class Corpus:
 
     @abstractmethod
     def batches(self, split: Split, size: int = 512) -> Iterator[Examples]:
-        """All clips of a split as they are, in parts."""
+        """All clips of a split as they are, in parts; the noise of simulated ones depends on ``size``."""
 
     def all(self, split: Split) -> Examples:
         """All clips of a split at once."""
@@ -195,7 +195,7 @@ class Augmentation(Config):
     repeat: float = Field(default=0.0, ge=0, le=1)
     """Probability that a frame is replaced by the one before."""
     crop: tuple[int, int] | None = None
-    """Height and width of what is seen of a frame: anywhere in training, the middle otherwise."""
+    """Height and width of what is seen of a frame: anywhere in training, anew for each clip, the middle otherwise."""
 
     @property
     def changes_frames(self) -> bool:
@@ -213,8 +213,10 @@ class Augmentation(Config):
             repeated[:, 0] = False
             frames = frames[torch.arange(n)[:, None], torch.arange(t) - repeated.long()]
         if self.crop is not None:
-            high, wide = (int(_whole(generator, 0, room)) for room in self._room(frames))
-            frames = frames[:, :, high : high + self.crop[0], wide : wide + self.crop[1]]
+            height, width = self.crop
+            top, left = (_whole(generator, 0, room, n).tolist() for room in self._room(frames))
+            cut = [clip[:, y : y + height, x : x + width] for clip, y, x in zip(frames, top, left, strict=True)]
+            frames = torch.stack(cut)
         return frames
 
     def middle(self, frames: Tensor) -> Tensor:

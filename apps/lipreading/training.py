@@ -99,7 +99,9 @@ class TrainingSettings(Config):
     batch: int = Field(default=64, ge=1)
     """Clips of an update; all of them where there are fewer."""
     micro_batch: int | None = Field(default=None, ge=1)
-    """Transcripts that pass through the model at once; the gradient is the same, the memory less."""
+    """Transcripts that pass through the model at once; the memory is less, the gradient is the same but for batch
+    normalisation (model paper), whose statistics are then of the parts.
+    """
     learning_rate: Rates = Cosine()
     """Of Adam."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -211,8 +213,7 @@ def trainer(
         InputError: the method acts on single symbols, and the model gives their probabilities no parts.
     """
     method = task.method
-    by_symbol = max(method.replaced) > 0 or (method.loss is not None and method.loss.name == "pcpg")
-    if model.ctc and by_symbol:
+    if model.ctc and method.by_symbol:
         raise InputError(
             f"method {method.name}: acts on single symbols, and {model.settings.name} scores whole transcripts"
         )
@@ -281,11 +282,6 @@ def train(
     task = LipTask(corpus, method)
     guards = [] if method.guard is None else [Guard(task, method.guard)]
     made = trainer(model, task, settings, seed, weight)
-    if guards and checkpoint is not None:
-        # A training that its guard has ended is not to go on because it was killed before its result was kept.
-        made.train(0, run=run, checkpoint=checkpoint)
-        if guards[0].fell(made.records):
-            return made.records
     return made.train(
         settings.updates, run=run, checkpoint=checkpoint, progress=progress, callbacks=[*callbacks, *guards]
     )

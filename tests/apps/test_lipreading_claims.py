@@ -184,6 +184,30 @@ def test_the_gradient_needs_signal_and_direction(ours, theirs, holds):
     assert claim.low < claim.difference < claim.high
 
 
+def test_the_reference_of_the_claim_stands_last():
+    # PCPG's cosine with itself is 1, wherever it points.
+    claim = verdict(of_gradients(RLOO=(3.0, 0.0), REINFORCE=(0.2, 0.0), PCPG_k5_s2=(2.0, 1.2)), SIGNAL)
+    assert claim.holds is None
+    assert claim.reason == "the reference of the gradients is PCPG k5 s2; the claim is about RLOO"
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("silent", [0, 1, 2])
+def test_a_gradient_that_is_nothing_leaves_the_others_in_the_table(silent):
+    data = gradients(REINFORCE=(0.2, 0.0), PCPG_k5_s2=(2.0, 0.0), RLOO=(3.0, 0.0))
+    data["own"][silent] = data["shared"][silent] = 0
+    if silent == 2:
+        data["shared"][:] = 0
+    given = replace(evidence(CE=(0.2, 0.1)), gradients={"mini": data})
+    claim = verdict(given, SIGNAL)
+    assert claim.holds is None
+    assert "more repeats" in claim.reason
+    rows = {(row.method, row.metric): row.mean for row in rows_of(given)}
+    names = list(data["method"].values)
+    assert [rows[name, "SNR"] is None for name in names] == [i == silent for i in range(3)]
+    assert notes_of(given)
+
+
 @pytest.mark.parametrize("noisy", [0, 1, 2])
 def test_a_gradient_of_noise_alone_is_not_decided(noisy):
     data = gradients(REINFORCE=(2.0, 0.0), PCPG_k5_s2=(2.0, 0.0), RLOO=(2.0, 0.0))

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -57,6 +58,7 @@ def test_every_claim_finds_what_it_is_about(name):
         if claim == "pcpg_gradient_snr_at_least_double":
             measured = [method.name for method in experiment.gradients.methods]
             assert {roles.pcpg_gradient, roles.reinforce_gradient} <= set(measured)
+            assert measured[-1] == roles.rloo
 
 
 @pytest.mark.parametrize("name", PACKAGED)
@@ -165,6 +167,20 @@ def test_a_published_setting_starts_on_small_simulated_frames(tmp_path, name, wh
 @pytest.mark.parametrize(("name", "which"), PAPER)
 def test_a_published_setting_starts_at_its_full_shapes(tmp_path, name, which):
     check(started(name, which, *SHAPES[name]), which, tmp_path)
+
+
+def test_attention_is_of_the_clips_whose_transcripts_are_kept():
+    corpus = SimulatedSource(clips=4, validation_clips=2, test_clips=9, speakers=1, test_speakers=2).open()
+    torch.manual_seed(0)
+    model = build(FastSettings(inputs=12, encoder=8, embedding=4, decoder=16)).eval()
+    found = attention(model, corpus, "test")
+    kept = next(corpus.batches("test"))
+    greedy = model.sample(kept.clips, 1, corpus.max_length + 4, 0.0)
+    expected = model.attention(greedy)[:4, : found.sizes["written"], :]
+    torch.testing.assert_close(torch.from_numpy(found["attention"].values), expected)
+    read = transcripts(model, corpus, "test", seed=0)["greedy"].values[:4, : found.sizes["written"]]
+    assert (found["written"].values == read).all()
+    assert np.allclose(found["word_frames"], kept.words[:4], equal_nan=True)
 
 
 def test_a_ctc_reader_is_read_without_attention_or_probabilities_of_symbols():

@@ -32,6 +32,15 @@ def test_estimates_meet_the_truth_where_noise_is_known():
     assert abs(found.cosine - cosine) < abs(naive - cosine)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_gradient_of_zero_has_neither_signal_nor_direction():
+    draws, nothing = np.random.default_rng(1).normal(size=(30, 4)), np.zeros((30, 4))
+    for one, other in ((nothing, draws), (nothing, nothing)):
+        found = signal(*products(one, other))
+        assert np.isnan([found.snr, found.cosine, found.one_repeat]).all()
+    assert np.isnan(signal(*products(draws + 1, nothing)).cosine)
+
+
 def test_pure_noise_has_no_signal():
     draws = np.random.default_rng(1).normal(size=(300, 40))
     assert abs(signal(*products(draws, draws)).snr) < 0.01

@@ -87,6 +87,17 @@ def test_a_transcript_that_never_ends_is_counted_as_it_is():
     assert bool(spelled(endless).all())
 
 
+def test_a_coin_does_not_hang_on_what_is_written():
+    batch, reference = batches(["bin"] * 200)
+    batch = batch.with_(group=torch.zeros_like(batch.group))
+    torch.manual_seed(0)
+    earned = reward("random", batch, reference)
+    assert set(earned.tolist()) == {0.0, 1.0}
+    assert 70 < earned.sum() < 130
+    torch.manual_seed(0)
+    assert torch.equal(reward("random", batch, reference), earned)
+
+
 def test_a_reference_without_characters_is_refused():
     batch, reference = batches()
     with pytest.raises(InputError, match="reference 0: has no characters"):

@@ -93,6 +93,18 @@ def test_what_is_asked_is_done():
         Augmentation(crop=(31, 24)).middle(frames)
 
 
+def test_each_clip_is_cut_at_a_place_of_its_own():
+    high, wide = torch.meshgrid(torch.arange(30), torch.arange(27), indexing="ij")
+    place = (100 * high + wide).expand(64, 3, 30, 27) + 10_000 * torch.arange(64)[:, None, None, None]
+    cut = Augmentation(crop=(26, 24)).of_frames(place, seeded())
+    assert cut.shape == (64, 3, 26, 24)
+    corner = cut[:, 0, 0, 0] - 10_000 * torch.arange(64)
+    top, left = corner // 100, corner % 100
+    assert (top.unique().tolist(), left.unique().tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3])
+    for i in range(64):
+        assert torch.equal(cut[i], place[i, :, top[i] : top[i] + 26, left[i] : left[i] + 24])
+
+
 def test_a_shift_moves_a_clip_within_its_length():
     clips = Clips(torch.arange(8.0).expand(50, 8).unsqueeze(-1).clone(), torch.full((50,), 6))
     seen = Augmentation(shift=2).of_features(clips, seeded()).frames[:, :6, 0]

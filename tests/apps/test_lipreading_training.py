@@ -13,7 +13,7 @@ import torch
 
 from apps.lipreading import looks, train_cli
 from apps.lipreading.clips import Clips
-from apps.lipreading.looks import Looks, look
+from apps.lipreading.looks import Looks, evenly, look
 from apps.lipreading.methods import Method
 from apps.lipreading.products import ReaderProduct
 from apps.lipreading.reader import MODEL, fresh_model, make_reader, open_reader
@@ -352,7 +352,24 @@ def test_lipnet_is_forked_by_whole_transcripts():
     assert all(record["skipped"] == 0 for record in records)
 
 
-@pytest.mark.parametrize("method", [SCHEDULED, GROUP], ids=["scheduled", "group"])
+def of_symbols(loss, estimator):
+    return Method.model_validate(
+        {"name": "x", "loss": {"name": loss}, "estimator": estimator, "reward": "dense", "group": 2}
+    )
+
+
+BY_SYMBOL = {
+    "scheduled": SCHEDULED,
+    "group": GROUP,
+    "reward to go": of_symbols("reinforce", {"name": "reward_to_go"}),
+    "standardised": of_symbols("reinforce", {"name": "standardised_returns"}),
+    "scaled": of_symbols("reinforce", {"name": "semantic_entropy", "inner": {"name": "reward_to_go"}}),
+    "Clip-Cov": of_symbols("clip_cov", {"name": "leave_one_out"}),
+    "KL-Cov": of_symbols("kl_cov", {"name": "leave_one_out"}),
+}
+
+
+@pytest.mark.parametrize("method", BY_SYMBOL.values(), ids=BY_SYMBOL)
 def test_lipnet_has_no_single_symbols_to_act_on(method):
     config = reader(source=PICTURES, model=LIPNET)
     with pytest.raises(InputError, match=f"method {method.name}: acts on single symbols"):
@@ -440,6 +457,42 @@ def test_a_weight_of_nothing_is_cross_entropy(corpus):
 # ---- looks
 
 
+@pytest.mark.parametrize(
+    ("updates", "count", "after"),
+    [(8, 4, [2, 4, 6, 8]), (9, 5, [2, 4, 5, 7, 9]), (7, 2, [4, 7]), (2, 5, [1, 2]), (5, 0, [])],
+)
+def test_looks_are_as_many_as_asked_and_the_last_sees_the_last_weights(tmp_path, corpus, updates, count, after):
+    made = Looks(fresh_model(reader()), corpus, evenly(updates, count), tmp_path, keep=False, seed=0)
+    train(made.model, corpus, CROSS_ENTROPY, training(updates, 4), 0, callbacks=[made])
+    assert [x.update for x in made.found] == after
+
+
+def test_looks_lie_where_updates_are_a_multiple_at_equal_distances():
+    assert evenly(1500, 5) == {300, 600, 900, 1200, 1500}
+    for updates in range(1, 30):
+        for count in range(1, 30):
+            places = evenly(updates, count) - {0}
+            assert (len(places), max(places)) == (min(updates, count), updates)
+
+
+def test_a_reader_and_a_fork_are_looked_at_after_their_last_update(tmp_path, monkeypatch):
+    config = reader(looks=4, best=True)
+    make_reader(config, tmp_path / "reader", tmp_path / "kept")
+    assert [x.update for x in open_reader(tmp_path / "reader").looks] == [2, 3, 4, 6]
+    monkeypatch.setattr(ReaderProduct, "open", lambda product, context: open_reader(tmp_path / "reader"))
+    fork = Fork(
+        name="mini",
+        product=ReaderProduct(reader=config),
+        method=CROSS_ENTROPY,
+        training=training(5),
+        seed=1,
+        looks=3,
+        weight=0,
+    )
+    context = Context(tmp_path, tmp_path / "fork", torch.device("cpu"), tmp_path, tmp_path / "log.jsonl")
+    assert fork.execute({}, context)["look_update"].values.tolist() == [0, 2, 3, 5]
+
+
 def test_the_kept_weights_are_those_of_the_best_look(tmp_path):
     config = reader(
         looks=6, best=True, training=TrainingSettings(updates=12, batch=8, learning_rate=Constant(rate=0.05))
@@ -456,7 +509,7 @@ def test_the_kept_weights_are_those_of_the_best_look(tmp_path):
 
 def test_looks_change_nothing(tmp_path, corpus):
     models = [fresh_model(reader()) for _ in range(2)]
-    seen = Looks(models[1], corpus, 1, tmp_path, keep=True, seed=0)
+    seen = Looks(models[1], corpus, evenly(3, 3), tmp_path, keep=True, seed=0)
     for model, callbacks in zip(models, ([], [seen]), strict=True):
         train(model, corpus, GROUP, training(3), 0, callbacks=callbacks)
     assert same(*models)
