@@ -17,7 +17,7 @@ from typer.main import get_group
 
 from core.allocator import keep_freed_memory
 from core.configs import configs
-from core.errors import InputError, MissingExtra
+from core.errors import InputError, MissingExtra, NotWritten
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _installed(package: str) -> bool:
 
 
 def main() -> None:
-    """Run the command; a mistake of the user is told in one line with exit code 2, a failed study exits with 1."""
+    """Run the command; what the user must mend is told in one line with exit code 2, a failed study exits with 1."""
     keep_freed_memory()
     try:
         sys.exit(app(standalone_mode=False))
@@ -155,6 +155,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (InputError, MissingExtra) as error:
         print(f"szilard: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NotWritten as error:
+        print(f"szilard: error: {error.filename}: {str(error.strerror).lower()}", file=sys.stderr)
         sys.exit(2)
     except Exception as error:
         # Imported here, because it comes with torch; whoever raises a StudyError has paid for it already.

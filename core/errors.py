@@ -1,4 +1,4 @@
-"""The two errors that a user can cause; the command line prints each in one line and exits with code 2."""
+"""The errors that a user can cause or must mend; the command line prints each in one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ class InputError(ValueError):
     """Input that is refused at the edge.
 
     The message is one line that names what was given (file, row, field or key), the value, and what is allowed.
+    """
+
+
+class NotWritten(OSError):
+    """A file that could not be written: a folder that takes none, or a full disk.
+
+    Its ``filename`` is the file that was meant. No ``InputError``, of which callers conclude that nothing was begun and
+    remove what is there: a disk that is full after hours must leave the checkpoint.
     """
 
 

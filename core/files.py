@@ -6,16 +6,21 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.errors import InputError
+from core.errors import InputError, NotWritten
 
 
 def write(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
-    """Write a file atomically; a function gets the temporary path to write to."""
+    """Write a file atomically; a function gets the temporary path to write to.
+
+    Raises:
+        NotWritten: it cannot be written, which is an OSError; one about another file passes as it is.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if callable(content):
@@ -24,9 +29,16 @@ def write(path: Path, content: bytes | str | Callable[[Path], object]) -> None:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(temporary)
         temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        if error.filename is not None and str(error.filename) not in (str(temporary), str(path.parent)):
+            raise
+        # HDF5 tells much more than the reason.
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise NotWritten(error.errno, reason, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from apps.lipreading.metrics import Transcripts, check_rows, numbered, texts
 from core.errors import InputError
+from core.sequence.edit_distance import next_row
 
 _ROWS_AT_ONCE = 4096
 
@@ -75,7 +76,7 @@ def slots_right(hypotheses: Transcripts, references: Transcripts) -> Tensor:
 def _align(tokens: Tensor, count: Tensor, reference: Tensor, length: Tensor) -> Alignment:
     rows, steps, n = len(tokens), tokens.shape[1], reference.shape[1]
     other = tokens.unsqueeze(2) != reference.unsqueeze(1)
-    table = _table(other)
+    table = _table(tokens, reference)
     partner = torch.full((rows, n), -1, device=tokens.device)
     right = torch.zeros(rows, n, dtype=torch.bool, device=tokens.device)
     inserted = torch.arange(steps, device=tokens.device) < count.unsqueeze(1)
@@ -94,15 +95,10 @@ def _align(tokens: Tensor, count: Tensor, reference: Tensor, length: Tensor) -> 
     return Alignment(partner, right, inserted)
 
 
-def _table(other: Tensor) -> Tensor:
-    """``(N, T + 1, n + 1)`` int32 distances between all beginnings, from which symbols ``(N, T, n)`` differ."""
-    rows, steps, n = other.shape
-    at = torch.arange(n + 1, dtype=torch.int32, device=other.device)
-    row = at.expand(rows, n + 1)
-    found = [row]
-    for t in range(steps):
-        step = row + 1
-        step[:, 1:] = torch.minimum(step[:, 1:], row[:, :-1] + other[:, t])
-        row = (step - at).cummin(1).values + at
-        found.append(row)
-    return torch.stack(found, 1)
+def _table(tokens: Tensor, reference: Tensor) -> Tensor:
+    """``(N, T + 1, n + 1)`` int32 distances between all beginnings of tokens ``(N, T)`` and reference ``(N, n)``."""
+    at = torch.arange(reference.shape[1] + 1, dtype=torch.int32, device=tokens.device)
+    found = [torch.zeros_like(at).expand(len(tokens), -1)]
+    for token in tokens.unbind(1):
+        found.append(next_row(found[-1], token, reference))
+    return torch.stack(found, 1) + at

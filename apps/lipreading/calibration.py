@@ -28,6 +28,8 @@ THRESHOLDS = tuple(round(1 - 0.05 * i, 2) for i in range(21))
 """That may be tried, fixed before any data are seen."""
 STARTS = (1.0, 0.9, 0.75, 0.5)
 """Of the sequences in which they are."""
+CALIBRATION = "calibration.json"
+"""Beside the weights of a model: how sure it was of which words, and which were right."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class Abstention:
         shown: share of the calibration clips' words that are shown.
         wrong: share of these that is wrong, in the calibration clips.
         clips: number of them.
+        most: words of a clip that is shown at all, as nothing is proven of longer ones; None where any number is.
     """
 
     threshold: float | None
@@ -147,6 +150,7 @@ class Abstention:
     shown: float
     wrong: float
     clips: int
+    most: int | None = None
 
     @property
     def guarantee(self) -> str:
@@ -193,7 +197,7 @@ def abstention(
     widest = max(1, max(map(len, confidence))) if most is None else most
     order = np.random.default_rng(seed).permutation(len(confidence))
     total = sum(map(len, confidence))
-    best = Abstention(None, error_rate, risk, 0.0, 0.0, len(confidence))
+    best = Abstention(None, error_rate, risk, 0.0, 0.0, len(confidence), widest)
     for start in STARTS:
         for threshold in THRESHOLDS[THRESHOLDS.index(start) :]:
             shown, wrong = _shown(confidence, right, threshold, widest)
@@ -203,7 +207,7 @@ def abstention(
                 break
             if best.threshold is None or threshold < best.threshold:
                 share, mistaken = float(shown.sum() / total), float(wrong.sum() / shown.sum())
-                best = Abstention(threshold, error_rate, risk, share, mistaken, len(shown))
+                best = Abstention(threshold, error_rate, risk, share, mistaken, len(shown), widest)
     return best
 
 

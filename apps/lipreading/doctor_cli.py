@@ -74,6 +74,9 @@ def _diagnosis(
     if not source.is_dir():
         raise InputError(f"{source}: no such folder")
     if corpus is CorpusName.auto and any(source.glob("*_mouth.zip")):
+        if crop is not None or landmarks is not None:
+            name = f"--landmarks {landmarks}" if crop is None else f"--crop {crop}"
+            raise InputError(f"{name}: {source} is a pack, whose mouths are cut out already; allowed for recordings")
         return examine_pack(Pack.open(source), sample=sample, seed=seed, report=report)
     layout: Corpus = recognise(source) if corpus is CorpusName.auto else corpus.value  # type: ignore[assignment]
     settings = PrepareSettings.model_validate(USUAL[layout])

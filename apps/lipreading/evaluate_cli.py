@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from apps.lipreading.train_cli import EVALUATION
 from apps.lipreading.verb_inputs import ModelArgument, SamplesOption, check_file
 from core.errors import InputError
 from core.study.commands import Device, DeviceOption, SeedOption, open_device, working
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SLACK = 4
 """Symbols by which a transcript may be longer than the longest that was learnt from."""
+SAMPLES = 32
+"""Usual number of transcripts sampled of a clip."""
 
 
 class DecodeName(StrEnum):
@@ -41,12 +44,15 @@ def evaluate(
             help="A pack, clips of simulate, or new simulated ones.  \\[default: what it was trained on]",
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Whose clips are read: train, val or test.")] = "val",
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of a pack or the model's own clips: train, val or test.  \\[default: val]"),
+    ] = None,
     decode: Annotated[
         DecodeName, typer.Option(help="Best symbols, best of a beam, or least risk.")
     ] = DecodeName.greedy,
     width: Annotated[int, typer.Option(help="Of the beam.", min=1)] = 8,
-    samples: SamplesOption = 32,
+    samples: SamplesOption = SAMPLES,
     by_speaker: Annotated[bool, typer.Option("--by-speaker", help="Intervals over speakers, not over clips.")] = False,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="With mbr: keep confidences for transcribe --error-rate.")
@@ -63,7 +69,7 @@ def evaluate(
     """
     from apps.lipreading.evaluation import rates, read, slot_rates
     from apps.lipreading.evaluation_data import open_data
-    from apps.lipreading.evaluation_folder import write_calibration, write_evaluation
+    from apps.lipreading.evaluation_folder import make_folder, write_calibration, write_evaluation
     from apps.lipreading.reader import open_reader
     from core.study.provenance import provenance
 
@@ -74,6 +80,8 @@ def evaluate(
     given = open_data(reader, data, split, seed)
     if reader.grammar is not None and given.grammar not in (None, reader.grammar):
         print("note: the model has learnt sentences of another grammar than these", file=sys.stderr)
+    folder = out or model / EVALUATION / _folder_name(data, given.split, decode)
+    make_folder(folder)
     with working(f"reading {given.name}") as progress:
         reading = read(
             reader.model, given.parts, reader.max_length + SLACK, decode=decode.value, grammar=given.grammar,
@@ -81,15 +89,15 @@ def evaluate(
         )  # fmt: skip
     rows = rates(reading, by_speaker=by_speaker, scenario=given.name, method=decode.value)
     if given.grammar is not None:
-        rows += slot_rates(reading, given.grammar, scenario=given.name, method=decode.value)
+        rows += slot_rates(reading, given.grammar, by_speaker=by_speaker, scenario=given.name, method=decode.value)
     print_rows(rows)
-    units = f"{len(set(reading.speakers))} speakers" if by_speaker else "clips"
-    print(f"n = {len(reading):,} clips; 95 % bootstrap intervals over {units}")
+    count, unit = (len(set(reading.speakers)), "speaker") if by_speaker else (len(reading), "clip")
+    over = f"95 % bootstrap intervals over {count:,} {unit}s" if count > 1 else f"no intervals, as there is 1 {unit}"
+    print(f"n = {len(reading):,} clips; {over}")
     _print_confusion(reading.hypotheses, reading.references, reading.pronounced)
-    asked: dict[str, Any] = {"data": data, "split": split, "decode": decode.value, "seed": seed}
+    asked: dict[str, Any] = {"data": data, "split": given.split, "decode": decode.value, "seed": seed}
     asked |= {"width": width} if decode is DecodeName.beam else {}
     asked |= {"samples": samples} if decode is DecodeName.mbr else {}
-    folder = out or model / "evaluation" / f"{Path(data).name if data else 'own'}-{split}-{decode.value}"
     attrs = {"data": given.name, "decode": decode.value, "seed": seed, **provenance(target)}
     write_evaluation(folder, reading, rows, asked, given.grammar, **attrs)
     if calibrate:
@@ -104,7 +112,10 @@ def transcribe(
     ],
     model: Annotated[Path, typer.Option(metavar="DIR", help="Folder that train has written.")],
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write words, lattice and n best.")] = None,
-    samples: SamplesOption = 32,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Transcripts sampled of a clip.  \\[default: 32, or the calibration's]", min=2),
+    ] = None,
     error_rate: Annotated[
         float | None, typer.Option(help="Hide words so that of those shown at most this share is wrong.")
     ] = None,
@@ -143,20 +154,23 @@ def transcribe(
     from simulators.lips.crop import parse_crop
 
     check_file(json, "--json")
+    _check_options(clip, resample, crop, samples, error_rate)
     abstention: Abstention | None = None
     if error_rate is not None:
         abstention, samples = open_abstention(model, error_rate, risk)
+    count = samples or SAMPLES
     target = open_device(device)
     reader = open_reader(model, target)
     seen, to_clips, said = open_clip(reader, clip, resample=resample, crop=parse_crop(crop or _usual_crop(reader)))
     clips = to_clips(seen, torch.tensor([seen.shape[1]])).check(clip)
     reader.model.eval()
-    generator = torch.Generator(target).manual_seed(seed_of(seed, "transcript"))
-    drawn = reader.model.sample(clips, samples, reader.max_length + SLACK, generator=generator)
+    longest, draw = reader.max_length + SLACK, seed_of(seed, "transcript")
+    drawn = reader.model.sample(clips, count, longest, generator=torch.Generator(target).manual_seed(draw))
     (found,) = transcripts(drawn, reader.grammar)
-    streamed = (
-        stream(reader.model, seen, to_clips, reader.max_length + SLACK, chunk=chunk, seed=seed) if latency else None
-    )
+    streamed: Streamed | None = None
+    if latency:
+        # The same draws, so that the last reading is the text that is printed.
+        streamed = stream(reader.model, seen, to_clips, longest, chunk=chunk, samples=count, seed=draw)
     _print_transcript(found, abstention, streamed)
     if json is not None:
         record = {"clip": clip, "model": str(model), "seed": seed, **found.record()}
@@ -167,6 +181,28 @@ def transcribe(
         record |= {} if streamed is None else {"latency": streamed.record()}
         files.write_json(json, record)
         print(json, file=sys.stderr)
+
+
+def _folder_name(data: str | None, split: str | None, decode: DecodeName) -> str:
+    """Of an evaluation: whose clips, which of them if they have splits, and how they were read."""
+    from apps.lipreading.simulation import CLIPS
+
+    path = Path(data or "own").resolve()
+    name = path.parent.name if path.name == CLIPS else path.name
+    return "-".join(part for part in (name, split, decode.value) if part)
+
+
+def _check_options(clip: str, resample: bool, crop: str | None, samples: int | None, error_rate: float | None) -> None:
+    """Refuse what would have no effect."""
+    from apps.lipreading.evaluation_data import SEPARATOR
+
+    if error_rate is not None and samples is not None:
+        raise InputError(
+            f"--samples {samples}: with --error-rate they are as many as the calibration has; leave it out"
+        )
+    if SEPARATOR in clip and (resample or crop is not None):
+        name = "--resample" if crop is None else f"--crop {crop}"
+        raise InputError(f"{name}: {clip} is cut, at 25 frames a second, already; allowed for videos and pictures")
 
 
 def _usual_crop(reader: Reader) -> str:
@@ -193,6 +229,8 @@ def _print_transcript(found: Transcript, abstention: Abstention | None, streamed
     print("  ".join(f"{word} {sure:.2f}" for word, sure in zip(found.words, found.confidence, strict=True)))
     if abstention is not None:
         print(abstention.guarantee)
+        if abstention.most is not None and len(found.words) > abstention.most:
+            print(f"note: {len(found.words)} words; no clip with more than {abstention.most} is shown", file=sys.stderr)
     if found.in_grammar is False:
         print("note: not a sentence of the grammar; the clip may show what the model has never seen", file=sys.stderr)
     if streamed is not None:

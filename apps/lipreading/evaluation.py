@@ -172,8 +172,8 @@ def _most_probable(
 def rates(reading: Reading, *, by_speaker: bool = False, scenario: str = "", method: str = "") -> list[Row]:
     """All error rates with 95 % bootstrap intervals, over clips or over speakers with all their clips.
 
-    Without an interval where there is but one clip or speaker, and of what cannot be known (visemes of words without a
-    pronunciation, confidences of a model that has none) there is no row.
+    Without an interval where there is but one clip or speaker; the calibration error has none over speakers. Of what
+    cannot be known (visemes of words without a pronunciation, confidences of a model that has none) there is no row.
     """
     who = reading.speakers if by_speaker else None
     count = len(set(reading.speakers)) if by_speaker else len(reading)
@@ -209,19 +209,28 @@ def rates(reading: Reading, *, by_speaker: bool = False, scenario: str = "", met
     if len(reading) > 1 and sum(map(len, reading.confidence)) > 1:
         error = calibration_error(reading.confidence, reading.right)
         metric = f"calibration error of a {reading.unit}"
-        rows.append(Row(scenario, method, metric, "1", error.mean, error.low, error.high, error.n))
+        # Its interval is over clips, and must not stand for one over speakers.
+        low, high = (None, None) if by_speaker else (error.low, error.high)
+        rows.append(Row(scenario, method, metric, "1", error.mean, low, high, count))
     return rows
 
 
-def slot_rates(reading: Reading, grammar: Grammar, *, scenario: str = "", method: str = "") -> list[Row]:
-    """Share of the clips whose word of each slot was read, with 95 % bootstrap intervals over clips."""
+def slot_rates(
+    reading: Reading, grammar: Grammar, *, by_speaker: bool = False, scenario: str = "", method: str = ""
+) -> list[Row]:
+    """Share of the clips whose word of each slot was read, with 95 % bootstrap intervals over clips or speakers.
+
+    Without an interval where there is but one of them.
+    """
+    who = reading.speakers if by_speaker else None
+    count = len(set(reading.speakers)) if by_speaker else len(reading)
     right = slots_right(reading.hypotheses, reading.references).double()
     rows = []
     for slot, values in zip(grammar.slots, right.unbind(1), strict=True):
-        if len(values) < 2:
-            rows.append(Row(scenario, method, f"{slot} right", "1", float(values.mean()), n=len(values)))
+        if count < 2:
+            rows.append(Row(scenario, method, f"{slot} right", "1", float(values.mean()), n=count))
         else:
-            found = utterance_mean(values)
+            found = utterance_mean(values, who)
             rows.append(Row(scenario, method, f"{slot} right", "1", found.mean, found.low, found.high, found.n))
     return rows
 

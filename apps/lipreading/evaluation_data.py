@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from simulators.lips.talking_mouth import TalkingMouth
 from simulators.lips.video import read_clip
 
 SPLITS: dict[str, Split] = {"train": "train", "val": "validation", "test": "test"}
+USUAL_SPLIT = "val"
 SEPARATOR = "::"
 """Between a pack or file and a clip of it."""
 SIMULATED = "simulated"
@@ -41,6 +42,7 @@ class Data:
         names: of all clips, None for their numbers.
         speakers: names by number, None for the numbers.
         grammar: of which all references are sentences, if there is one.
+        split: as it was asked for, None of clips that have none.
     """
 
     name: str
@@ -48,35 +50,38 @@ class Data:
     names: list[str] | None
     speakers: list[str] | None
     grammar: Grammar | None
+    split: str | None = None
 
 
-def open_data(reader: Reader, data: str | None, split: str, seed: int = 0) -> Data:
+def open_data(reader: Reader, data: str | None, split: str | None = None, seed: int = 0) -> Data:
     """The clips that a word of the command line means.
 
     Args:
         reader: that shall read them.
         data: a folder of a pack, a file of ``simulate`` or its folder, ``simulated`` for new clips of the simulated
             talker, or None for those of the reader's own corpus.
-        split: train, val or test, or whatever the pack has.
+        split: train, val or test, or whatever the pack has; None is val where there are splits.
         seed: of simulated clips.
 
     Raises:
-        InputError: no such clips, or not such as the reader reads.
+        InputError: no such clips, not such as the reader reads, or a split of clips that have none.
     """
-    if data is None:
-        return _own(reader, split)
+    if data is None or (data == SIMULATED and isinstance(source_of(reader), SimulatedSource)):
+        return _own(reader, USUAL_SPLIT if split is None else split)
     if data == SIMULATED:
-        return _own(reader, split) if isinstance(source_of(reader), SimulatedSource) else _simulated(reader, seed)
+        _no_split(split, f"--data {SIMULATED}")
+        return _simulated(reader, seed)
     path = Path(data)
     file = path / CLIPS if path.is_dir() else path
     if file.is_file():
+        _no_split(split, str(file))
         found = open_clips(file)
         _same_kind(reader, found, str(file))
         said = [str(text) for text in found["transcript"].values.tolist()]
         grammar = next((g for g in (GRID, MINI) if _fits(g, said)), None)
         return Data(str(file), examples(found, reader.features, device_of(reader)), None, None, grammar)
     if (path / INDEX).is_file():
-        return _pack(reader, path, split)
+        return _pack(reader, path, USUAL_SPLIT if split is None else split)
     raise InputError(f"--data {data}: neither a pack (with {INDEX}) nor a file of simulated clips; or: {SIMULATED}")
 
 
@@ -87,7 +92,8 @@ def open_clip(
 
     Args:
         reader: that shall read it.
-        clip: a video file, a folder of pictures, ``PACK::NAME``, or ``FILE::NUMBER`` of simulated clips.
+        clip: a video file, a folder of pictures, ``PACK::NAME``, or ``FILE::NUMBER`` of simulated clips; the folder of
+            a file of ``simulate`` stands for it.
         resample: bring another rate to 25 frames a second.
         crop: finds the mouth in a video.
 
@@ -95,9 +101,10 @@ def open_clip(
         InputError: no such clip, one that is refused, or not such as the reader reads.
     """
     place, separator, name = clip.rpartition(SEPARATOR)
-    if separator and Path(place).is_file():
-        return _of_file(reader, Path(place), name)
-    if Path(clip).suffix == ".nc" or (Path(clip) / INDEX).is_file():
+    file = Path(place) / CLIPS if (Path(place) / CLIPS).is_file() else Path(place)
+    if separator and file.is_file():
+        return _of_file(reader, file, name)
+    if Path(clip).suffix == ".nc" or any((Path(clip) / held).is_file() for held in (INDEX, CLIPS)):
         raise InputError(f"{clip}: holds many clips; name one, as {clip}{SEPARATOR}<name or number>")
     size = frame_size(reader, clip)
     if separator:
@@ -134,15 +141,22 @@ def frame_size(reader: Reader, where: str) -> tuple[int, int]:
     return reader.frame_size
 
 
+def _no_split(split: str | None, what: str) -> None:
+    """Refuse a split of clips that have none, so that no result is labelled with it."""
+    if split is not None:
+        raise InputError(f"--split {split}: {what} has no splits; leave it out")
+
+
 def _own(reader: Reader, split: str) -> Data:
     if split not in SPLITS:
         raise InputError(f"--split {split}: the model's own corpus has {', '.join(SPLITS)}")
     source = source_of(reader)
     if isinstance(source, PackSource):
         # Not source.open(): frames pass through the features of the training, not through newly fitted ones.
-        return _pack(reader, source.folder(), getattr(source, SPLITS[split]))
+        found = _pack(reader, source.folder(), getattr(source, SPLITS[split]))
+        return replace(found, split=split)
     corpus = source.open(device_of(reader))
-    return Data(f"own clips, {split}", corpus.batches(SPLITS[split]), None, None, corpus.grammar)
+    return Data(f"own clips, {split}", corpus.batches(SPLITS[split]), None, None, corpus.grammar, split)
 
 
 def _pack(reader: Reader, path: Path, split: str) -> Data:
@@ -151,7 +165,8 @@ def _pack(reader: Reader, path: Path, split: str) -> Data:
     said = [pack.utterances[i] for i in rows]
     speakers = sorted({u.speaker for u in pack.utterances})
     grammar = GRID if _fits(GRID, [u.sentence for u in said]) else None
-    return Data(f"{path}, {split}", _pack_parts(reader, pack, rows, speakers), _names(said), speakers, grammar)
+    parts = _pack_parts(reader, pack, rows, speakers)
+    return Data(f"{path}, {split}", parts, _names(said), speakers, grammar, split)
 
 
 def _pack_parts(reader: Reader, pack: Pack, rows: list[int], speakers: list[str]) -> Iterator[Examples]:

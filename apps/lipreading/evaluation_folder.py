@@ -13,10 +13,11 @@ import numpy as np
 import xarray as xr
 
 from apps.lipreading.alignment import slots_right
-from apps.lipreading.calibration import Abstention, Reliability, abstention, reliability
+from apps.lipreading.calibration import CALIBRATION, Abstention, Reliability, abstention, reliability
 from apps.lipreading.confusion import confusion, word_confusion
 from apps.lipreading.evaluation import Reading
 from apps.lipreading.metrics import character_errors, exact, word_errors
+from apps.lipreading.reader import MODEL
 from core import files
 from core.errors import InputError
 from core.study import Row
@@ -25,8 +26,7 @@ from simulators.lips.grammar import Grammar
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-RESULTS, HYPOTHESES, SUMMARY, CALIBRATION = "results.nc", "hypotheses.csv", "summary.json", "calibration.json"
-WEIGHTS = "model.safetensors"
+RESULTS, HYPOTHESES, SUMMARY, FIGURES = "results.nc", "hypotheses.csv", "summary.json", "figures"
 
 
 def dataset(reading: Reading, grammar: Grammar | None = None) -> xr.Dataset:
@@ -97,6 +97,18 @@ def table(reading: Reading) -> str:
     return text.getvalue()
 
 
+def make_folder(folder: Path) -> None:
+    """Make the folder of an evaluation, which is worth doing before hours of reading.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: {(error.strerror or str(error)).lower()}") from error
+
+
 def write_evaluation(
     folder: Path, reading: Reading, rows: list[Row], asked: dict[str, Any], grammar: Grammar | None = None, **attrs: Any
 ) -> None:
@@ -117,10 +129,7 @@ def write_evaluation(
     from apps.lipreading.figures.confusion import draw_confusion, draw_reliability
 
     data = dataset(reading, grammar).assign_attrs(**attrs)
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: {(error.strerror or str(error)).lower()}") from error
+    make_folder(folder)
     files.write(folder / RESULTS, lambda path: data.to_netcdf(path, engine="h5netcdf"))
     files.write(folder / HYPOTHESES, table(reading))
     summary: dict[str, Any] = {"asked": asked, "table": [asdict(row) for row in rows]}
@@ -148,7 +157,7 @@ def write_calibration(folder: Path, reading: Reading, samples: int, most: int, d
     if reading.unit != "word":
         raise InputError("--calibrate: needs confidences of words; allowed with --decode mbr")
     record = {
-        "weights": _fingerprint(folder / WEIGHTS),
+        "weights": _fingerprint(folder / MODEL),
         "data": data,
         "samples": samples,
         "most": most,
@@ -162,16 +171,34 @@ def open_abstention(folder: Path, error_rate: float, risk: float = 0.1) -> tuple
     """From which confidence a word of a model may be shown, and how many samples the confidence is of.
 
     Raises:
-        InputError: the model was not calibrated, or trained again since, or a rate or risk outside (0, 1).
+        InputError: the model was not calibrated, or trained again since, the file is damaged, or a rate or risk is
+            outside (0, 1).
     """
     path = folder / CALIBRATION
     if not path.exists():
         raise InputError(f"{path}: no such file; evaluate {folder} --decode mbr --calibrate writes it")
     record = files.read_json(path, ("weights", "samples", "most", "confidence", "right"))
-    if record["weights"] != _fingerprint(folder / WEIGHTS):
-        raise InputError(f"{path}: is of other weights than {WEIGHTS}; evaluate --decode mbr --calibrate again")
-    found = abstention(record["confidence"], record["right"], error_rate, risk=risk, most=record["most"])
-    return found, int(record["samples"])
+    if record["weights"] != _fingerprint(folder / MODEL):
+        raise InputError(f"{path}: is of other weights than {MODEL}; evaluate --decode mbr --calibrate again")
+    try:
+        sure = [[float(x) for x in clip] for clip in record["confidence"]]
+        right = [list(clip) for clip in record["right"]]
+        most, samples = int(record["most"]), int(record["samples"])
+    except (TypeError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    if not sure or [len(x) for x in sure] != [len(x) for x in right]:
+        raise _damaged(path, "confidence, right: must be of the same words of at least one clip")
+    if not all(0 <= x <= 1 for clip in sure for x in clip):
+        raise _damaged(path, "confidence: must be from 0 to 1")
+    if not all(isinstance(x, bool) for clip in right for x in clip):
+        raise _damaged(path, "right: must be true or false")
+    if most < 1 or samples < 2:
+        raise _damaged(path, f"most {most}, samples {samples}: must be at least 1, and 2")
+    return abstention(sure, right, error_rate, risk=risk, most=most), samples
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: is damaged ({why}); evaluate --decode mbr --calibrate again")
 
 
 def _reliability(reading: Reading) -> Reliability | None:
@@ -183,7 +210,7 @@ def _reliability(reading: Reading) -> Reliability | None:
 def _write_figure(folder: Path, name: str, drawing: Drawing) -> None:
     for kind in ("png", "pdf"):
         draw = lambda path, kind=kind: drawing.savefig(path, format=kind, dpi=150, facecolor="white")  # noqa: E731
-        files.write(folder / "figures" / f"{name}.{kind}", draw)
+        files.write(folder / FIGURES / f"{name}.{kind}", draw)
 
 
 def _fingerprint(path: Path) -> str:

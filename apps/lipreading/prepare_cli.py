@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from core.errors import InputError
 from core.study.commands import SeedOption, working
 from core.study.loading import from_options
 
@@ -82,6 +83,7 @@ def prepare(
     from simulators.lips.readers import Corpus, recognise
 
     layout: Corpus = recognise(source) if corpus is CorpusName.auto else corpus.value  # type: ignore[assignment]
+    _refuse_others(layout, split_list, validation, words)
     given: dict[str, Any] = {"crop": crop, "landmarks": landmarks, "height": height, "width": width, "frames": frames}
     given |= {"quality": quality, "resample": resample, "steady": steady, "skip_bad": skip_bad}
     asked = USUAL[layout] | {name: value for name, value in given.items() if value is not None}
@@ -96,6 +98,14 @@ def prepare(
     with working("prepare", resumable=True) as report:
         done = prepare_pack(recordings, out, settings, origin=origin, workers=workers, report=report)
     _print(done, settings.quality)
+
+
+def _refuse_others(layout: str, split_list: Path | None, validation: int, words: Path | None) -> None:
+    """Refuse options of another layout, which would change nothing."""
+    options = (("--split-list", split_list, "grid"), ("--validation", validation, "grid"), ("--words", words, "lrw"))
+    for name, value, takes in options:
+        if value and layout != takes:
+            raise InputError(f"{name} {value}: allowed with the layout {takes}; the recordings are {layout}")
 
 
 def _print(done: Prepared, quality: int) -> None:

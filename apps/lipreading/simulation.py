@@ -17,6 +17,7 @@ from core import files
 from core.errors import InputError
 from core.seeds import stream
 from simulators.lips import alphabet
+from simulators.lips.sheets import FPS
 from simulators.lips.speakers import Speakers
 from simulators.lips.speech import Speech
 from simulators.lips.talking_mouth import TalkingMouth
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 CLIPS, SHEET = "clips.nc", "contact_sheet.png"
-FPS = 25.0
 DIMS = {"features": ("feature",), "landmarks": ("coordinate",), "frames": ("row", "column")}
 AT_ONCE = 256
 

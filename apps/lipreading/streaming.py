@@ -21,8 +21,7 @@ from apps.lipreading.metrics import word_errors
 from apps.lipreading.models import LipReader
 from apps.lipreading.transcripts import transcripts
 from core.errors import InputError
-
-FPS = 25.0
+from simulators.lips.sheets import FPS
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Streamed:
 
     Attributes:
         words: in the order in which they were given out; those that nothing was sure of, at the end of the clip.
-        whole: what is read from the whole clip at once.
+        whole: what the last reading, of the whole clip, says.
         frames: of the clip.
         chunk: frames between two readings.
         compute: seconds of each reading.
@@ -103,7 +102,7 @@ def stream(
         chunk: frames between two readings.
         sure: lowest confidence of a word that is given out before the end.
         samples: of each reading.
-        seed: of the samples.
+        seed: of the samples; the last reading is that of a generator with this seed and as many samples.
 
     Raises:
         InputError: ``chunk`` below 1, or a clip of fewer than 5 frames.

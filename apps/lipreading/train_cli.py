@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from apps.lipreading.calibration import CALIBRATION
 from core.errors import InputError
 from core.study.commands import Device, DeviceOption, SeedOption, Set, open_device, working
 
-CONFIG, CHECKPOINT, CALIBRATION = "config.json", "checkpoint", "calibration.json"
+CONFIG, CHECKPOINT, EVALUATION = "config.json", "checkpoint", "evaluation"
 
 
 def simulate(
@@ -22,10 +23,20 @@ def simulate(
     grammar: Annotated[str, typer.Option(help="Of the sentences: grid (six words) or mini (the last three).")] = "grid",
     speakers: Annotated[int, typer.Option(help="Different people.", min=1)] = 20,
     noise: Annotated[
-        float | None, typer.Option(help="Standard deviation.  \\[default: 0.25, of landmarks 0.5, of frames 0.03]")
+        float | None,
+        typer.Option(
+            help="Standard deviation: of each feature, of landmarks in pixels, of frames in grey levels of 0 to 1.  "
+            "\\[default: 0.25, of landmarks 0.5, of frames 0.03]"
+        ),
     ] = None,
     frames: Annotated[int, typer.Option(help="Of a clip, at 25 a second.", min=5)] = 75,
-    first_frame: Annotated[int, typer.Option(help="Of the 75 of an utterance, the first that is seen.", min=0)] = 0,
+    first_frame: Annotated[
+        int,
+        typer.Option(
+            help="Of the 75 of an utterance (0 to 74), the first that is seen; words outside the frames that are seen "
+            "stay in the transcript."
+        ),
+    ] = 0,
     height: Annotated[int, typer.Option(help="Pixels, of frames.", min=24)] = 32,
     width: Annotated[int, typer.Option(help="Pixels, of frames.", min=24)] = 48,
     seed: SeedOption = 0,
@@ -105,13 +116,14 @@ def begin_folder(out: Path, config: dict[str, Any], *, fresh: bool) -> None:
     held = sorted(path.name for path in out.iterdir() if not path.name.startswith(".")) if out.exists() else []
     if held and CONFIG not in held:
         raise InputError(f"--out {out}: holds {held[0]}, which no training wrote; must be empty or new")
-    if held and fresh:
-        for name in (MODEL, CURVE, CONFIG, CALIBRATION):
-            (out / name).unlink(missing_ok=True)
-        shutil.rmtree(out / CHECKPOINT, ignore_errors=True)
-    elif _begun(out) and files.read_json(out / CONFIG) != files.jsonable(config):
-        raise InputError(f"--out {out}: holds a training of another config; choose another --out, or --fresh")
     try:
+        if held and fresh:
+            for name in (MODEL, CURVE, CONFIG, CALIBRATION):
+                (out / name).unlink(missing_ok=True)
+            for name in (CHECKPOINT, EVALUATION):
+                shutil.rmtree(out / name, ignore_errors=True)
+        elif _begun(out) and files.read_json(out / CONFIG) != files.jsonable(config):
+            raise InputError(f"--out {out}: holds a training of another config; choose another --out, or --fresh")
         (out / CHECKPOINT).mkdir(parents=True, exist_ok=True)
         files.write_json(out / CONFIG, config)
     except OSError as error:

@@ -72,9 +72,15 @@ class Transcript:
     best: tuple[Hypothesis, ...]
 
     def shown(self, abstention: Abstention) -> str:
-        """The text with ``HIDDEN`` for words that are less sure than the threshold, or for all where there is none."""
+        """The text with ``HIDDEN`` for words that are less sure than the threshold, or for all where there is none.
+
+        All are hidden, too, where there are more than ``abstention.most``.
+        """
+        least = abstention.threshold
+        if abstention.most is not None and len(self.words) > abstention.most:
+            least = None
         return " ".join(
-            word if abstention.threshold is not None and sure >= abstention.threshold else HIDDEN
+            word if least is not None and sure >= least else HIDDEN
             for word, sure in zip(self.words, self.confidence, strict=True)
         )
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from core.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that train has written.")]
 SamplesOption = Annotated[

@@ -27,7 +27,7 @@ FEATURES = 12
 UTTERANCE = 0.5
 """Noise that a whole clip shares, as a multiple of that of a frame."""
 NOISE: dict[Mode, float] = {"features": 0.25, "landmarks": 0.5, "frames": 0.03}
-"""Default standard deviations: of the features, in pixels, in grey levels."""
+"""Default standard deviations: of the features, in pixels, in grey levels of 0 to 1."""
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +47,7 @@ class TalkingMouth:
         grammar: of the sentences.
         noise: standard deviation; None for the mode's ``NOISE``. Features also get half of it once a clip.
         frames: T.
-        first_frame: of the 75 frames of a clip, which comes first.
+        first_frame: of the 75 frames of a clip, which comes first; words before it stay in the transcript.
         durations: see ``timing.schedule``.
         height: of the picture in pixels.
         width: likewise; the mouth keeps its shape whatever the ratio.
@@ -71,9 +71,12 @@ class TalkingMouth:
                 raise InputError(f"{name}: {getattr(self, name)!r}; allowed: {', '.join(allowed)}")
         if self.noise is not None and not 0 <= self.noise < float("inf"):
             raise InputError(f"noise: {self.noise}; allowed: 0 or more, and finite")
-        for name, least in (("frames", 5), ("first_frame", 0), ("height", 8), ("width", 8)):
+        for name, least in (("frames", 5), ("height", 8), ("width", 8)):
             if getattr(self, name) < least:
                 raise InputError(f"{name}: {getattr(self, name)}; allowed: at least {least}")
+        # Later frames show nothing of the utterance.
+        if not 0 <= self.first_frame < CLIP:
+            raise InputError(f"first_frame: {self.first_frame}; allowed: 0 to {CLIP - 1}")
 
     @classmethod
     def mini(cls, **fields: Any) -> TalkingMouth:

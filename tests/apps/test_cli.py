@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import typer
 
 import apps.cli
 from core.configs import ROOT
+from core.errors import NotWritten
 from core.study import StudyError, add_study_commands
 from tests.core.toy_study import ToyStudy
 
@@ -26,9 +28,12 @@ def szilard(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
 
     @toy.app.command()  # type: ignore[attr-defined]
     def fail(how: str) -> None:
-        raise {"interrupt": KeyboardInterrupt(), "study": StudyError("1 of 2 runs failed"), "bug": ZeroDivisionError()}[
-            how
-        ]
+        raise {
+            "interrupt": KeyboardInterrupt(),
+            "study": StudyError("1 of 2 runs failed"),
+            "disk": NotWritten(errno.ENOSPC, "No space left on device", "out/a.json"),
+            "bug": ZeroDivisionError(),
+        }[how]
 
     study = types.ModuleType("apps.toy.study")
     study.ToyStudy = ToyStudy  # type: ignore[attr-defined]
@@ -196,6 +201,7 @@ def test_usage_errors_exit_with_2_and_name_the_choices(szilard) -> None:
 
 def test_exit_codes_of_what_happens_inside(szilard, monkeypatch: pytest.MonkeyPatch) -> None:
     assert szilard("toy", "fail", "study") == (1, "", "szilard: error: 1 of 2 runs failed\n")
+    assert szilard("toy", "fail", "disk") == (2, "", "szilard: error: out/a.json: no space left on device\n")
     assert szilard("toy", "fail", "interrupt")[0] == 130
     monkeypatch.setattr(sys, "argv", ["szilard", "toy", "fail", "bug"])
     with pytest.raises(ZeroDivisionError):

@@ -95,6 +95,7 @@ def test_a_clip_of_more_words_than_the_grammar_shows_none():
     found = abstention(sure, right, 0.2, most=3)
     assert found.threshold is not None
     assert found.wrong == 0.0
+    assert (found.most, abstention(sure, right, 0.2).most) == (3, 5)
 
 
 @pytest.mark.parametrize("change", [{"error_rate": 0.0}, {"risk": 1.0}, {"right": [[True]]}, {"confidence": []}])

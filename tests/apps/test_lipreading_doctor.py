@@ -19,7 +19,7 @@ from apps.lipreading.examination import measure, speech_motion
 from apps.lipreading.preparation import PrepareSettings, prepare, read_recordings
 from core.errors import InputError
 from simulators.lips.align import Alignment, Word
-from simulators.lips.crop import Crop, FixedBox, Whole
+from simulators.lips.crop import Crop, FixedBox, Landmarks, Whole
 from simulators.lips.pack import Pack
 from simulators.lips.readers import Recording, read_grid
 from tests.simulators.lips_cases import align_text, mouth, shared, write_grid, write_video
@@ -98,6 +98,30 @@ def test_clips_that_a_pack_cannot_hold_are_told(grid: Path) -> None:
     length = found(examined(grid))["length"]
     assert (length.level, length.count) == ("warning", 1)
     assert "more than 75 frames; prepare refuses them" in length.text
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_landmarks_fit_the_frames_of_a_clip_of_another_rate(tmp_path: Path, bad: bool) -> None:
+    times = [round(1000 * t / 30) for t in range(60)]
+    if bad:
+        times[-1] = 500_000
+    path = write_video(tmp_path / "a.mp4", mouth(60, 96, 128), fps=30, codec="mpeg4", stamps=times)
+    # Corners 40 pixels apart; the mouth goes right by half a pixel a frame.
+    rows = [
+        f"{t},"
+        + ",".join([f"{44 + t / 2},48", *[f"{64 + t / 2},48"] * 5, f"{84 + t / 2},48", *[f"{64 + t / 2},48"] * 13])
+        for t in range(60)
+    ]
+    (tmp_path / "a.csv").write_text("\n".join(["frame," + ",".join(f"x{i},y{i}" for i in range(20)), *rows]))
+    recordings = [Recording("a", "", "train", "hello", path, "")]
+    clip = examine_recordings(recordings, "own", "folder", crop=Landmarks(tmp_path)).clips[0]
+    assert set(clip.faults) == {"rate"}
+    assert clip.cut is not None
+    assert clip.box is not None
+    middle = 30
+    # With a time stamp that lies minutes away, every frame is looked at once.
+    assert len(clip.cut) == (60 if bad else 50)
+    assert (clip.box[0] + clip.box[2]) / 2 == pytest.approx(64 + middle / 2, abs=0.3)
 
 
 @pytest.mark.skipif(not shared().exists(), reason="the shared GRID clips are absent")
@@ -244,6 +268,14 @@ def test_mistakes_of_the_verb_are_one_line(tmp_path: Path) -> None:
         assert isinstance(error, InputError)
         assert said in str(error)
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--crop", "bogus"), ("--landmarks", "points")])
+def test_a_pack_takes_no_crop(good: Path, tmp_path: Path, option: str, value: str) -> None:
+    pack_of(good, tmp_path / "p")
+    _, _, error = run(tmp_path / "p", "--out", tmp_path / "d", option, value)
+    assert isinstance(error, InputError)
+    assert str(error).startswith(f"{option} {value}: {tmp_path / 'p'} is a pack")
 
 
 @pytest.mark.skipif(not shared().exists(), reason="the shared GRID clips are absent")

@@ -273,6 +273,19 @@ def test_lrw_and_lrw1000_become_packs(tmp_path: Path) -> None:
     assert pack.sentences == ["ni hao"] * 3
 
 
+def test_a_short_word_of_lrw1000_is_prepared(tmp_path: Path) -> None:
+    for name, text in (("trn", "d1, 0, shi, 0.60, 0.73\n"), ("val", ""), ("tst", "")):
+        (tmp_path / "cas" / "info").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cas" / "info" / f"{name}_1000.txt").write_text(text)
+    write_pictures(tmp_path / "cas" / "images" / "d1", mouth(40, 64, 64))
+    made(tmp_path / "cas", tmp_path / "p", PrepareSettings(**preparation.USUAL["lrw1000"]), "lrw1000")
+    pack = Pack.open(tmp_path / "p")
+    assert pack.length.tolist() == [5]
+    words = pack.alignment(0)
+    assert words is not None
+    assert (words.sentence, words.onset, words.offset) == ("shi", 1, 5)
+
+
 def run(*arguments: object) -> tuple[int, str, BaseException | None]:
     app = typer.Typer()
     app.command()(verb)
@@ -298,6 +311,10 @@ def test_the_verb_prepares_and_says_what_it_did(grid: Path, tmp_path: Path) -> N
         (("--crop", "landmarks"), "needs the folder"),
         (("--split", "overlapped"), "must have more than 255"),
         (("--corpus", "lrw1000"), "images: no such folder"),
+        (("--landmarks", "nosuch"), "--landmarks: only with --crop landmarks"),
+        (("--words", "w.txt"), "--words w.txt: allowed with the layout lrw; the recordings are grid"),
+        (("--corpus", "lrw", "--validation", "2"), "--validation 2: allowed with the layout grid"),
+        (("--corpus", "folder", "--split-list", "s.csv"), "--split-list s.csv: allowed with the layout grid"),
     ],
 )
 def test_mistakes_of_the_verb_are_one_line(grid: Path, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

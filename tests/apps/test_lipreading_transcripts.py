@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from apps.lipreading.calibration import Abstention
+from apps.lipreading.calibration import Abstention, abstention
 from apps.lipreading.clips import Clips
 from apps.lipreading.streaming import stream
 from apps.lipreading.transcripts import HIDDEN, transcripts
@@ -90,6 +90,14 @@ def test_unsure_words_are_hidden():
     assert shown(None) == f"{HIDDEN} {HIDDEN} {HIDDEN}"
 
 
+def test_of_a_transcript_of_more_words_than_the_guarantee_is_of_none_is_shown():
+    proven = abstention([[1.0] * 6] * 90 + [[1.0] * 30] * 10, [[True] * 6] * 90 + [[False] * 30] * 10, 0.2, most=6)
+    assert proven.threshold == 0.0
+    six, ten = (transcripts(sampled([" ".join(["now"] * n)] * 3))[0] for n in (6, 10))
+    assert six.shown(proven) == six.text
+    assert ten.shown(proven) == " ".join([HIDDEN] * 10)
+
+
 def test_the_record_is_json():
     (found,) = transcripts(sampled(["b two now"] * 3 + ["p two soon"]), MINI)
     record = json.loads(json.dumps(found.record(most=1)))
@@ -125,6 +133,13 @@ def test_words_are_given_out_soon_after_they_were_said_and_not_before():
     assert all(word.seconds >= word.frames / 25 for word in found.words)
     assert found.record()["word_edits_to_whole"] == 0
     assert len(found.compute) == 15
+
+
+def test_the_last_reading_is_that_of_a_generator_of_the_same_seed():
+    found = stream(Hearing(), torch.zeros(1, 30, 4), Clips, 40, samples=4, seed=7)
+    clips = Clips(torch.zeros(1, 30, 4), torch.tensor([30]))
+    drawn = Hearing().sample(clips, 4, 40, generator=torch.Generator().manual_seed(7))
+    assert found.whole == transcripts(drawn)[0].text
 
 
 def test_a_clip_that_ends_too_soon_is_read_all_the_same():

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,13 @@ from typer.testing import CliRunner
 
 from apps.lipreading.clips import Clips
 from apps.lipreading.evaluate_cli import SLACK, evaluate, transcribe
-from apps.lipreading.evaluation import rates, read
+from apps.lipreading.evaluation import Reading, rates, read, slot_rates
 from apps.lipreading.evaluation_data import open_data
 from apps.lipreading.evaluation_folder import open_abstention
 from apps.lipreading.metrics import character_errors, texts
 from apps.lipreading.reader import open_reader
 from apps.lipreading.simulation import examples, open_clips
-from apps.lipreading.sources import Examples
+from apps.lipreading.sources import Examples, PackSource
 from apps.lipreading.train_cli import simulate, train
 from apps.lipreading.transcripts import transcripts
 from core.errors import InputError
@@ -155,8 +156,19 @@ def test_a_refused_training_says_why_and_blocks_no_other(tmp_path, change, said)
 def test_a_fresh_training_forgets_the_other(model, tmp_path):
     out = tmp_path / "reader"
     call("train", config(tmp_path), "--out", out, "--set", "training.updates=2", "--device", "cpu")
+    evaluated = last(call("evaluate", out, "--device", "cpu"))
+    assert evaluated.is_relative_to(out)
     call("train", config(tmp_path), "--out", out, "--fresh", "--device", "cpu")
+    assert not evaluated.exists()
     assert (out / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+
+
+def test_a_folder_from_which_nothing_can_be_removed_is_refused(tmp_path):
+    out = tmp_path / "reader"
+    (out / "model.safetensors").mkdir(parents=True)
+    (out / "config.json").touch()
+    with pytest.raises(InputError, match=r"--out .*: is a directory"):
+        call("train", config(tmp_path), "--out", out, "--fresh", "--device", "cpu")
 
 
 def test_unknown_keys_are_refused(tmp_path):
@@ -224,6 +236,65 @@ def test_intervals_over_speakers(model, tmp_path):
     assert "5 speakers" in printed
     table = json.loads((tmp_path / "ev" / "summary.json").read_text())["table"]
     assert next(row for row in table if row["metric"] == "CER")["n"] == 5
+    assert {row["n"] for row in table} == {5}, "the slots too"
+    # The interval of the calibration error is over clips, so none is given.
+    (error,) = (row for row in table if row["metric"].startswith("calibration error"))
+    assert error["mean"] > 0
+    assert (error["low"], error["high"]) == (None, None)
+
+
+def test_slots_over_speakers_differ_from_slots_over_clips():
+    said, wrong = ["b two now"] * 8, ["b six now"] * 4 + ["b two now"] * 4
+    found = Reading(speakers=["1"] * 4 + ["2"] * 4, references=said, hypotheses=wrong)
+    row = slot_rates(found, MINI, by_speaker=True)[1]
+    assert (row.mean, row.low, row.high, row.n) == (0.5, 0.0, 1.0, 2)
+    assert slot_rates(found, MINI)[1].n == 8
+    found.speakers = ["1"] * 8
+    row = slot_rates(found, MINI, by_speaker=True)[1]
+    assert (row.mean, row.low, row.high, row.n) == (0.5, None, None, 1)
+
+
+def test_an_evaluation_lies_in_a_folder_named_after_its_clips(model, tmp_path):
+    for name in ("a", "b"):
+        call("simulate", "--out", tmp_path / name, "--clips", 2, "--grammar", "mini")
+    words = ("evaluate", model, "--device", "cpu")
+    places = {
+        last(call(*words, *rest)).name
+        for rest in (
+            ("--data", tmp_path / "a"),
+            ("--data", tmp_path / "b" / "clips.nc"),
+            ("--split", "test"),
+            (),
+        )
+    }
+    assert places == {"a-greedy", "b-greedy", "own-test-greedy", "own-val-greedy"}
+    asked = json.loads((model / "evaluation" / "a-greedy" / "summary.json").read_text())["asked"]
+    assert asked["split"] is None
+
+
+def test_clips_without_splits_take_no_split(model, sighted, tmp_path):
+    call("simulate", "--out", tmp_path, "--clips", 2, "--grammar", "mini")
+    for data in (tmp_path, tmp_path / "clips.nc"):
+        with pytest.raises(InputError, match=r"--split val: .*clips\.nc has no splits; leave it out"):
+            call("evaluate", model, "--data", data, "--split", "val")
+    reader = open_reader(sighted)
+    pack = replace(reader, config=reader.config.model_copy(update={"source": PackSource()}))
+    with pytest.raises(InputError, match="--split x: --data simulated has no splits"):
+        open_data(pack, "simulated", "x")
+    assert open_data(reader, "simulated", "test").split == "test", "its own clips are simulated"
+
+
+@pytest.mark.skipif(not (DATA / "index.csv").exists(), reason=f"{DATA} is not here")
+def test_the_usual_split_of_a_pack_is_val(sighted):
+    given = open_data(open_reader(sighted), str(DATA), None)
+    assert (given.split, given.name) == ("val", f"{DATA}, val")
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_read(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("apps.lipreading.evaluation.read", lambda *_, **__: pytest.fail("clips were read"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--out .*file"):
+        call("evaluate", model, "--out", tmp_path / "file", "--device", "cpu")
 
 
 def test_clips_of_a_file_are_read_as_they_are(model, tmp_path):
@@ -272,9 +343,24 @@ def test_a_clip_is_transcribed_with_its_confidence(model, tmp_path):
     assert len(record["lattice"]) == len(record["words"])
     assert record["in_grammar"] is bool(MINI.parses(alphabet.encode([record["text"] or "a"])[0]).item())
     assert record["latency"]["frames"] == 48
+    assert record["latency"]["whole"] == record["text"], "the last reading is the one that is printed"
     assert call(*words).splitlines()[0] == record["text"], "the same seed, the same transcript"
     with pytest.raises(InputError, match="must be a number from 0 to 2"):
         call("transcribe", f"{tmp_path}/clips.nc::3", "--model", model)
+    folder = ("transcribe", f"{tmp_path}::1", *words[2:])
+    assert call(*folder).splitlines()[0] == record["text"], "the folder stands for its file, as for evaluate"
+    with pytest.raises(InputError, match="holds many clips; name one"):
+        call("transcribe", tmp_path, *words[2:])
+
+
+def test_options_without_effect_are_refused(model, tmp_path):
+    words = ("transcribe", f"{tmp_path}::1", "--model", model)
+    with pytest.raises(InputError, match="--samples 8: with --error-rate"):
+        call(*words, "--samples", 8, "--error-rate", 0.1)
+    with pytest.raises(InputError, match=r"--crop whole: .*::1 is cut"):
+        call(*words, "--crop", "whole")
+    with pytest.raises(InputError, match=r"--resample: .*::1 is cut"):
+        call(*words, "--resample")
 
 
 def test_abstention_needs_a_calibration_of_these_weights(model, tmp_path):
@@ -292,6 +378,18 @@ def test_abstention_needs_a_calibration_of_these_weights(model, tmp_path):
         (model / "calibration.json").write_text(json.dumps(record | {"weights": "other"}))
         with pytest.raises(InputError, match="is of other weights"):
             call(*words)
+        for damage in (
+            {"confidence": 5},
+            {"confidence": [[0.5]]},
+            {"confidence": [[2.0 for _ in clip] for clip in record["confidence"]]},
+            {"right": [["no" for _ in clip] for clip in record["right"]]},
+            {"most": None},
+            {"samples": "many"},
+            {"samples": 0},
+        ):
+            (model / "calibration.json").write_text(json.dumps(record | damage))
+            with pytest.raises(InputError, match=r"calibration\.json: is damaged .*--calibrate again"):
+                call(*words)
     finally:
         (model / "calibration.json").unlink()
 
