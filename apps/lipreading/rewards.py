@@ -61,8 +61,8 @@ def unlabelled(kind: Kind, batch: TokenBatch) -> Tensor:
         return SemanticShare()(batch)
     if kind == "voting":
         return Voting()(batch)
-    # By PyTorch's own generator, which the trainer seeds anew for each update. A coin that hangs on the transcript, such
-    # as a hash of it, can be learnt.
+    # By PyTorch's own generator, which the trainer seeds anew for each update: a coin that hangs on the transcript,
+    # such as a hash of it, could be learnt.
     return random_reward(batch)
 
 
